@@ -14,7 +14,11 @@ SOURCES = [f for p in PACKAGES for f in p.rglob("*.py") if not re.search(r"_pb2(
 
 def _tracked() -> list[Path]:
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
 
@@ -50,7 +54,11 @@ def test_no_pickle_crosses_a_boundary() -> None:
 
 
 def test_no_file_names_a_registry_host() -> None:
-    hosts = re.compile("|".join(("py" + "pi\\.org", "pythonh" + "osted", "crates" + "\\.io", "npm" + "js\\.org", "proxy\\.gol" + "ang")))
+    hosts = re.compile(
+        "|".join(
+            ("py" + "pi\\.org", "pythonh" + "osted", "crates" + "\\.io", "npm" + "js\\.org", "proxy\\.gol" + "ang")
+        )
+    )
     named = [f for f in _tracked() if f.suffix not in {".safetensors"} and hosts.search(f.read_text(errors="ignore"))]
     assert [str(f.relative_to(ROOT)) for f in named] == []
 

@@ -1,0 +1,118 @@
+"""Runs `penstock up` as a user does, and finds its processes.
+
+Promise: whatever a test does, the service is brought down afterwards, and what remained is reported, then ended by PID.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rig import ROOT, free_ports
+
+PENSTOCK = str(Path(sys.executable).parent / "penstock")
+
+
+def environ(pid: int) -> dict[str, str]:
+    with contextlib.suppress(OSError):
+        raw = Path(f"/proc/{pid}/environ").read_bytes()
+        return dict(x.split("=", 1) for x in raw.decode(errors="replace").split("\0") if "=" in x)
+    return {}
+
+
+def cmdline(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
+
+
+def state(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    return ""
+
+
+@dataclass
+class Service:
+    """A running local service; `state_dir` marks its processes."""
+
+    http: str
+    grpc: str
+    state_dir: Path
+    process: subprocess.Popen[str]
+    log: Path
+
+    def pids(self) -> list[int]:
+        """Every live process of this service but the zombies."""
+        mine = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                pid = int(entry.name)
+                if environ(pid).get("PENSTOCK_STATE_DIR") == str(self.state_dir) and state(pid) not in {"Z", ""}:
+                    mine.append(pid)
+        return sorted(mine)
+
+    def find(self, words: str) -> list[int]:
+        return [p for p in self.pids() if words in cmdline(p)]
+
+    def replicas(self) -> list[int]:
+        return self.find("ray::ServeReplica")
+
+    def engine_cores(self) -> list[int]:
+        return self.find("EngineCore")
+
+    def routers(self) -> list[int]:
+        return self.find("penstock_router.main")
+
+
+@contextlib.contextmanager
+def up(manifest: str | None = None, *, env: dict[str, str] | None = None, timeout_s: float = 240) -> Iterator[Service]:
+    """Starts the service, yields it when ready, ends it with Ctrl-C, and fails if anything of it remains."""
+    http, grpc = free_ports(2)
+    with tempfile.TemporaryDirectory(prefix="pst-") as tmp:
+        state_dir, log = Path(tmp) / "s", Path(tmp) / "up.log"
+        args = [PENSTOCK, "up", "--http", f"127.0.0.1:{http}", "--grpc", f"127.0.0.1:{grpc}"]
+        if manifest is not None:
+            (Path(tmp) / "llm.yaml").write_text(manifest)
+            args += ["-f", f"{tmp}/llm.yaml"]
+        process = subprocess.Popen(
+            args, stdout=log.open("w"), stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True,
+            env={**os.environ, "PENSTOCK_STATE_DIR": str(state_dir), **(env or {})},
+        )  # fmt: skip
+        service = Service(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", state_dir, process, log)
+        try:
+            _wait_ready(service, timeout_s)
+            yield service
+        finally:
+            left = _end(service)
+        assert not left, f"left running: {left}\n{log.read_text()[-4000:]}"
+
+
+def _wait_ready(service: Service, timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        text = service.log.read_text()
+        if any(line.startswith("ready http=") for line in text.splitlines()):
+            return
+        if service.process.poll() is not None:
+            raise RuntimeError(f"penstock up ended with {service.process.returncode}\n{text[-6000:]}")
+        time.sleep(0.2)
+    raise TimeoutError(f"not ready after {timeout_s} s\n{service.log.read_text()[-6000:]}")
+
+
+def _end(service: Service) -> list[str]:
+    if service.process.poll() is None:
+        service.process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            service.process.wait(90)
+    left = [f"{p} {cmdline(p)[:100]}" for p in service.pids()]
+    for pid in service.pids():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return left
