@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
+
 from penstock_proto.v1.common_pb2 import Sampling
 from penstock_proto.v1.inference_pb2 import GenerateRequest, GenerateResponse
 

@@ -85,9 +85,7 @@ class Rig:
             with contextlib.suppress(OSError, urllib.error.URLError):
                 with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=2) as answer:
                     text = answer.read().decode()
-                lines = [
-                    x for x in text.splitlines() if x.startswith("penstock_router_workers{") and 'state="ready"' in x
-                ]
+                lines = [x for x in text.splitlines() if x.startswith("penstock_router_workers{") and 'state="ready"' in x]
                 if sum(float(x.split()[-1]) for x in lines) >= workers:
                     return
             time.sleep(0.1)

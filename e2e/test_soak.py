@@ -9,6 +9,7 @@ import grpc
 import load
 import pytest
 import rig
+
 from penstock_proto.v1.inference_pb2 import GenerateResponse
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -37,9 +38,7 @@ async def soak(address: str, seconds: float, sample: list[tuple[float, float]], 
         nonlocal completed, cancelled
         while loop.time() - began < seconds:
             leave_after = rng.randrange(1, 20) if rng.random() < 0.25 else None
-            stream = calls[number % 8](
-                load.encode(f"Soak {number} {rng.random()}: tell me more. " * rng.randint(1, 30), 60)
-            )
+            stream = calls[number % 8](load.encode(f"Soak {number} {rng.random()}: tell me more. " * rng.randint(1, 30), 60))
             tokens = messages = 0
             try:
                 while (data := await stream.read()) is not grpc.aio.EOF:

@@ -117,9 +117,7 @@ def test_a_killed_router_has_its_view_back_when_the_workers_redial(mortal: Servi
         time.sleep(0.05)
     assert listening is not None
     view_s = time.monotonic() - listening
-    print(
-        f"\nrouter listening {listening - began:.2f} s after its death, view back {view_s:.2f} s later: {before:.0f} blocks"
-    )
+    print(f"\nrouter listening {listening - began:.2f} s after its death, view back {view_s:.2f} s later: {before:.0f} blocks")
     assert view_s < 30
     with Client(mortal.grpc) as client:
         assert client.generate("Still here?", max_tokens=3, ignore_eos=True).finish_reason == "length"

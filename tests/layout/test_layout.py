@@ -55,9 +55,7 @@ def test_no_pickle_crosses_a_boundary() -> None:
 
 def test_no_file_names_a_registry_host() -> None:
     hosts = re.compile(
-        "|".join(
-            ("py" + "pi\\.org", "pythonh" + "osted", "crates" + "\\.io", "npm" + "js\\.org", "proxy\\.gol" + "ang")
-        )
+        "|".join(("py" + "pi\\.org", "pythonh" + "osted", "crates" + "\\.io", "npm" + "js\\.org", "proxy\\.gol" + "ang"))
     )
     named = [f for f in _tracked() if f.suffix not in {".safetensors"} and hosts.search(f.read_text(errors="ignore"))]
     assert [str(f.relative_to(ROOT)) for f in named] == []
