@@ -1,0 +1,76 @@
+"""Scalars of Kubernetes manifests: durations and quantities as numbers with a known unit.
+
+Promise: a value is read exactly or refused with what would be accepted; YAML 1.1's reading of `on`
+and `off` as booleans is undone where a field offers those words.
+"""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+
+_DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_QUANTITY = {
+    "": 1, "m": 0.001, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+}  # fmt: skip
+_DURATION_PATTERN = r"(\d+(\.\d+)?(ms|s|m|h))+"
+_QUANTITY_PATTERN = r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?"
+
+
+def duration_s(value: Any) -> float:
+    """'500ms', '60s', '30m', '1h30m' to seconds."""
+    text = value if isinstance(value, str) else ""
+    if not re.fullmatch(_DURATION_PATTERN, text):
+        raise ValueError(f"{value!r} is not a duration such as 500ms, 60s, 30m or 1h30m")
+    return sum(float(n) * _DURATION_S[unit] for n, _, unit in re.findall(r"(\d+(\.\d+)?)(ms|s|m|h)", text))
+
+
+def duration_text(seconds: float) -> str:
+    """The shortest single-unit text of the same duration."""
+    for unit in ("h", "m", "s"):
+        if seconds and seconds % _DURATION_S[unit] == 0:
+            return f"{int(seconds / _DURATION_S[unit])}{unit}"
+    return f"{seconds * 1000:.6f}".rstrip("0").rstrip(".") + "ms" if seconds else "0s"
+
+
+def quantity(value: Any) -> float:
+    """'8Gi', '500m', '2', 2 to a plain number (bytes, cores)."""
+    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    match = re.fullmatch(_QUANTITY_PATTERN, text)
+    if not match:
+        raise ValueError(f"{value!r} is not a quantity such as 8Gi, 500m or 2")
+    return float(match[1]) * _QUANTITY[match[2] or ""]
+
+
+def _quantity_text(value: Any) -> str:
+    quantity(value)
+    return str(value)
+
+
+def _positive_s(value: Any) -> float:
+    seconds = duration_s(value)
+    if seconds <= 0:
+        raise ValueError(f"{value!r} must be above 0")
+    return seconds
+
+
+def word(value: Any) -> Any:
+    """`on` and `off` that YAML 1.1 read as booleans."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_positive_s),
+    PlainSerializer(duration_text, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": f"^{_DURATION_PATTERN}$"}),
+]
+# Kept as written: what Kubernetes gets is what the author wrote.
+Quantity = Annotated[
+    str,
+    BeforeValidator(_quantity_text),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}),
+]
+# A DNS label, as Kubernetes names things.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]

@@ -1,0 +1,135 @@
+"""The process that owns the local Ray: starts it, runs the Serve application, ends both.
+
+Promise: it says on stdout, one JSON object a line, what happens; on SIGTERM it drains the replicas and
+ends Ray. Its supervisor never imports Ray, so the command line stays small and quick.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+APPLICATION = "penstock"
+_LOOK_EVERY_S = 0.5
+_OBJECT_STORE_BYTES = 80 * 2**20
+
+
+class Events:
+    """The supervisor's end is a pipe; when it is gone, so is the reason to run."""
+
+    def __init__(self, out: IO[str]) -> None:
+        self._out = out
+        self.broken = False
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        try:
+            print(json.dumps({"event": event, **facts}), file=self._out, flush=True)
+        except BrokenPipeError:
+            self.broken = True
+
+
+class Stop:
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def main(argv: list[str]) -> int:
+    config = json.loads(Path(argv[0]).read_text())
+    # Libraries print to stdout; the supervisor's pipe is for events only.
+    events = Events(os.fdopen(os.dup(1), "w"))
+    os.dup2(2, 1)
+    stop = Stop()
+    start_ray(config, events)
+    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
+        signal.signal(number, stop)
+    from ray import serve
+
+    try:
+        if not stop.asked:
+            _deploy(config["app"], events)
+            _watch(events, stop)
+    finally:
+        events("stopping")
+        _end(serve, events)
+    return 0
+
+
+def start_ray(config: dict[str, Any], events: Events) -> None:
+    began = time.monotonic()
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=config["num_cpus"],
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        namespace="penstock",
+        _temp_dir=config["ray_dir"],
+        _node_ip_address="127.0.0.1",
+    )
+    events("ray", seconds=round(time.monotonic() - began, 1))
+
+
+def _deploy(app: dict[str, Any], events: Events) -> None:
+    """Hands the application to Serve and returns at once: the engines load while the supervisor reports."""
+    from penstock_workers.pool.deployment import build_app
+    from ray import serve
+    from ray.serve.api import RunTarget, run_many
+
+    serve.start(proxy_location="Disabled")
+    run_many(
+        [RunTarget(target=build_app(app), name=APPLICATION, route_prefix=None)],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+    events("deployed")
+
+
+def _watch(events: Events, stop: Stop) -> None:
+    from ray import serve
+
+    last: dict[str, Any] | None = None
+    while not stop.asked and not events.broken:
+        found = _summary(serve.status())
+        if found != last:
+            events("serve", **found)
+            last = found
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _summary(status: Any) -> dict[str, Any]:
+    application = status.applications.get(APPLICATION)
+    if application is None:
+        return {"state": "NOT_STARTED", "message": "", "pools": {}}
+    pools = {
+        name: {
+            "state": str(deployment.status.value),
+            "message": deployment.message,
+            "replicas": {str(state): count for state, count in deployment.replica_states.items()},
+        }
+        for name, deployment in application.deployments.items()
+    }
+    return {"state": str(application.status.value), "message": application.message, "pools": pools}
+
+
+def _end(serve: Any, events: Events) -> None:
+    import ray
+
+    try:
+        serve.shutdown()
+    except Exception as error:  # noqa: BLE001 - a Ray that is half dead fails in many ways, and its end must follow
+        print(f"serve.shutdown failed: {type(error).__name__}: {error}", file=sys.stderr)
+    ray.shutdown()
+    events("ended")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,35 @@
+"""Statistics of KV pulls, as they travel from the engine's scheduler to its front end."""
+
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
+
+PULL_TOKENS, PULL_SECONDS, PULL_FAILED = "penstock_pull_tokens", "penstock_pull_seconds", "penstock_pull_failed"
+
+
+class PullStats(NixlKVConnectorStats):
+    """vLLM's transfer statistics with one more row per pulled request: tokens, seconds, failed."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.data |= {PULL_TOKENS: [], PULL_SECONDS: [], PULL_FAILED: []}
+
+    def record_pull(self, tokens: int, seconds: float, failed: bool) -> None:
+        self.data[PULL_TOKENS].append(tokens)
+        self.data[PULL_SECONDS].append(seconds)
+        self.data[PULL_FAILED].append(int(failed))
+
+    def is_empty(self) -> bool:
+        return super().is_empty() and not self.data[PULL_TOKENS]
+
+    def aggregate(self, other: Any) -> "PullStats":
+        super().aggregate(other)
+        return self
+
+
+def pulls(data: dict[str, Any] | None) -> list[tuple[int, float, bool]]:
+    """The rows in a scheduler's statistics."""
+    if not data or not data.get(PULL_TOKENS):
+        return []
+    rows = zip(data[PULL_TOKENS], data[PULL_SECONDS], data[PULL_FAILED], strict=True)
+    return [(int(tokens), float(seconds), bool(failed)) for tokens, seconds, failed in rows]
