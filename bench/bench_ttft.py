@@ -77,7 +77,7 @@ def measure(address: str, child: subprocess.Popen[str]) -> dict[str, Any]:
                     ids = next(source)
                     began = time.perf_counter()
                     if block % 2:
-                        with client.open_stream(token_ids=ids, max_tokens=2, temperature=0, ignore_eos=True) as stream:
+                        with client.stream(token_ids=ids, max_tokens=2, temperature=0, ignore_eos=True) as stream:
                             next(iter(stream))
                             ours.append(time.perf_counter() - began)
                             for _ in stream:

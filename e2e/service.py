@@ -4,6 +4,7 @@ Promise: whatever a test does, the service is brought down afterwards, and what 
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -40,13 +41,14 @@ def state(pid: int) -> str:
 
 @dataclass
 class Service:
-    """A running local service; `state_dir` marks its processes."""
+    """A running local service; the run's id in their environment marks its processes."""
 
     http: str
     grpc: str
     state_dir: Path
     process: subprocess.Popen[str]
     log: Path
+    run_id: str = ""
 
     def pids(self) -> list[int]:
         """Every live process of this service but the zombies."""
@@ -54,9 +56,14 @@ class Service:
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 pid = int(entry.name)
-                if environ(pid).get("PENSTOCK_STATE_DIR") == str(self.state_dir) and state(pid) not in {"Z", ""}:
+                if environ(pid).get("PENSTOCK_RUN_ID", "") == self.identify() and state(pid) not in {"Z", ""}:
                     mine.append(pid)
         return sorted(mine)
+
+    def identify(self) -> str:
+        for record in self.state_dir.glob("*/run.json"):
+            self.run_id = self.run_id or json.loads(record.read_text())["run_id"]
+        return self.run_id or "none was recorded"
 
     def find(self, words: str) -> list[int]:
         return [p for p in self.pids() if words in cmdline(p)]
@@ -88,6 +95,7 @@ def up(manifest: str | None = None, *, env: dict[str, str] | None = None, timeou
         service = Service(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", state_dir, process, log)
         try:
             _wait_ready(service, timeout_s)
+            service.identify()
             yield service
         finally:
             left = _end(service)

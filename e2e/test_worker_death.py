@@ -11,8 +11,7 @@ from threading import Event
 import pytest
 from service import Service, up
 
-from penstock_client import Client
-from penstock_client.errors import Aborted, ClientError
+from penstock_client import Broken, Client, PenstockError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.slow]
 STREAMS = 16
@@ -28,9 +27,9 @@ def one_stream(address: str, number: int, began: Event, length: int = 120) -> tu
                 seen += len(delta.token_ids)
                 if number < STREAMS // 2:
                     began.set()
-    except Aborted:
+    except Broken:
         return "aborted", seen
-    except ClientError as error:
+    except PenstockError as error:
         return type(error).__name__, seen
     return ("complete" if seen == length else "short"), seen
 
@@ -46,7 +45,7 @@ def wait_for_workers(service: Service, count: int, timeout_s: float = 150) -> fl
         try:
             if ready_workers(service) >= count:
                 return time.monotonic() - began
-        except ClientError:
+        except PenstockError:
             pass
         time.sleep(0.25)
     raise TimeoutError(f"{count} workers were not back after {timeout_s} s\n{service.log.read_text()[-4000:]}")
@@ -112,7 +111,7 @@ def test_a_killed_router_has_its_view_back_when_the_workers_redial(mortal: Servi
                 listening = time.monotonic()
             if index_blocks(mortal) >= before and ready_workers(mortal) == 2:
                 break
-        except (OSError, ClientError):
+        except (OSError, PenstockError):
             pass
         time.sleep(0.05)
     assert listening is not None

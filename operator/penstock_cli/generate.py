@@ -4,12 +4,18 @@ import argparse
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from penstock_cli.output import Usage, print_json, seconds, table
 from penstock_cli.service import connect
 from penstock_client import Answer, Client, Delta, Options, Placement
 from penstock_client.answer import fold
+
+
+class Request(Options, total=False):
+    """The SDK's keywords, with the prompt among them."""
+
+    prompt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,7 @@ def generate(arguments: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     as_json = arguments.output == "json"
     with connect(arguments) as client:
-        timed = stream(client, prompt, _options(arguments), arguments.chat, arguments.timeout, show=not as_json)
+        timed = stream(client, _options(arguments, prompt), arguments.timeout, show=not as_json)
     if as_json:
         print_json(document(timed))
         return 0
@@ -35,15 +41,14 @@ def generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def stream(client: Client, prompt: str, options: Options, chat: bool, timeout_s: float | None, *, show: bool) -> Timed:
+def stream(client: Client, options: Request, timeout_s: float | None, *, show: bool) -> Timed:
     """The answer, printed as it comes where `show` says so."""
-    text = None if chat else prompt
-    if chat:
-        options = Options(**options, messages=[{"role": "user", "content": prompt}])
+    given = cast(dict[str, Any], dict(options))
+    prompt = given.pop("prompt", None)
     began_s = time.monotonic()
     deltas: list[Delta] = []
     first_s = last_s = began_s
-    with client.stream(text, timeout_s=timeout_s, **options) as running:
+    with client.stream(prompt, timeout_s=timeout_s, **given) as running:
         for delta in running:
             last_s = time.monotonic()
             if not deltas:
@@ -56,12 +61,13 @@ def stream(client: Client, prompt: str, options: Options, chat: bool, timeout_s:
     return Timed(answer, first_s - began_s, (last_s - first_s) / further if further > 0 else 0.0)
 
 
-def _options(arguments: argparse.Namespace) -> Options:
+def _options(arguments: argparse.Namespace, prompt: str) -> Request:
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
         raise Usage(f"--max-tokens: {arguments.max_tokens} must be at least 1")
     names = ("max_tokens", "temperature", "seed", "model", "service_class")
     given: dict[str, Any] = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    return Options(**given, explain=bool(arguments.explain))  # type: ignore[typeddict-item]
+    text = {"messages": [{"role": "user", "content": prompt}]} if arguments.chat else {"prompt": prompt}
+    return cast(Request, given | text | {"explain": bool(arguments.explain)})
 
 
 def document(timed: Timed) -> dict[str, Any]:

@@ -15,6 +15,13 @@ def test_every_argument_penstock_owns_exists() -> None:
     assert OWNED.keys() - table().keys() == set()
 
 
+def test_what_the_worker_sets_itself_is_refused_in_the_manifest() -> None:
+    from penstock_workers.engine.vllm_args import OWNED as WORKERS_OWN
+
+    owned = {key for key in WORKERS_OWN if not key.startswith("no_") and not key.startswith("data_parallel_")}
+    assert owned - OWNED.keys() == set()
+
+
 @pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.filterwarnings("default")

@@ -26,23 +26,25 @@ def start(
     module: str,
     arguments: Sequence[str],
     environment: Mapping[str, str],
-    log: Path,
+    log: Path | None,
     *,
     at_parent_death: signal.Signals = signal.SIGTERM,
     pipe: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """`python -m module arguments`; stderr, and stdout where it is no pipe, go to `log`.
+    """`python -m module arguments`; stderr, and stdout where it is no pipe, go to `log`, or where this process's go.
 
     To be called on the main thread: the kernel signals at the death of the thread that forked.
     """
     command = [sys.executable, "-m", module, *arguments]
     wrapped = [sys.executable, "-I", "-S", "-c", _BECOME, str(int(at_parent_death)), str(os.getpid()), *command]
+    if log is None:
+        return _spawn(wrapped, environment, None, subprocess.PIPE if pipe else None)
     with log.open("ab") as output:
         return _spawn(wrapped, environment, output, subprocess.PIPE if pipe else output)
 
 
 def _spawn(
-    command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes], output: IO[bytes] | int
+    command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes] | None, output: IO[bytes] | int | None
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,

@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 _TICK_S = 0.2
 _ASK_EVERY_S = 0.4
 _SHORT_LIVES = 3
-_END_GRACE_S = 3.0
+_END_GRACE_S = 2.0
 _RAY_END_S = 40.0
 
 
@@ -52,7 +52,7 @@ class _Asked:
         self.times += 1
 
 
-def supervise(service: LLMService, listen: Listen, say: Say, programs: Programs = Programs()) -> int:  # noqa: B008 - frozen
+def supervise(service: LLMService, listen: Listen, say: Say, programs: Programs = Programs()) -> int:
     """Blocks until the service has ended; 0 when it was asked to, 1 when it failed."""
     name = service.metadata.name
     folder = state.open_folder(name)

@@ -4,7 +4,7 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
-PULL_TOKENS, PULL_SECONDS, PULL_FAILED = "penstock_pull_tokens", "penstock_pull_seconds", "penstock_pull_failed"
+from penstock_workers.connector.stats_rows import PULL_FAILED, PULL_SECONDS, PULL_TOKENS
 
 
 class PullStats(NixlKVConnectorStats):
@@ -25,11 +25,3 @@ class PullStats(NixlKVConnectorStats):
     def aggregate(self, other: Any) -> "PullStats":
         super().aggregate(other)
         return self
-
-
-def pulls(data: dict[str, Any] | None) -> list[tuple[int, float, bool]]:
-    """The rows in a scheduler's statistics."""
-    if not data or not data.get(PULL_TOKENS):
-        return []
-    rows = zip(data[PULL_TOKENS], data[PULL_SECONDS], data[PULL_FAILED], strict=True)
-    return [(int(tokens), float(seconds), bool(failed)) for tokens, seconds, failed in rows]

@@ -98,7 +98,7 @@ class KvOp:
     """A change of the prefix cache, in order. Hashes are the low 64 bits of vLLM's sha256_cbor block hashes."""
 
     kind: Literal["stored", "removed", "cleared"]
-    hashes: array[int]  # typecode "Q"
+    hashes: "array[int]"  # typecode "Q"
 
 
 @dataclass(frozen=True, slots=True)

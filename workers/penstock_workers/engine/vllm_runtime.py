@@ -1,0 +1,136 @@
+"""The one module that imports vLLM in a worker's own process; importing it takes seconds.
+
+Promise: `StepLLM` is vLLM's AsyncLLM whose EngineCore outputs go to one callback, a whole engine step at a time,
+instead of through a queue and a task per request.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.config import KVEventsConfig, KVTransferConfig
+from vllm.config.structured_outputs import StructuredOutputsConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine import EngineCoreEventType, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine import FinishReason as CoreFinish
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.executor import Executor
+from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.metrics.stats import IterationStats
+from vllm.version import __version__ as VLLM_VERSION
+
+__all__ = [
+    "VLLM_VERSION",
+    "CoreFinish",
+    "EngineCoreEventType",
+    "EngineCoreOutputs",
+    "EngineCoreRequest",
+    "EngineCoreRequestType",
+    "EngineDeadError",
+    "SamplingParams",
+    "StepLLM",
+    "StructuredOutputsParams",
+    "VLLMValidationError",
+    "config_of",
+    "sampling_params",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def config_of(kwargs: dict[str, Any]) -> Any:
+    """vLLM's config from `vllm_args.engine_kwargs`."""
+    args = kwargs | {
+        "kv_transfer_config": KVTransferConfig(**kwargs["kv_transfer_config"]),
+        "kv_events_config": KVEventsConfig(**kwargs["kv_events_config"]),
+        "structured_outputs_config": StructuredOutputsConfig(**kwargs["structured_outputs_config"]),
+    }
+    return AsyncEngineArgs(**args).create_engine_config(UsageContext.ENGINE_CONTEXT)
+
+
+def sampling_params(kwargs: dict[str, Any], structured: dict[str, Any] | None) -> SamplingParams:
+    outputs = StructuredOutputsParams(**structured) if structured is not None else None
+    return SamplingParams(**kwargs, structured_outputs=outputs, output_kind=RequestOutputKind.DELTA)
+
+
+class StepLLM(AsyncLLM):
+    """AsyncLLM with one consumer of whole steps. Made outside the event loop; `listen` starts the consumer."""
+
+    def __init__(self, config: Any, prometheus: bool) -> None:
+        self._on_step: Callable[[EngineCoreOutputs], None] = lambda _: None
+        self._on_dead: Callable[[str], None] = lambda _: None
+        super().__init__(
+            config,
+            executor_class=Executor.get_class(config),
+            log_stats=False,
+            log_requests=False,
+            stat_loggers=[PrometheusStatLogger],
+        )
+        self._prometheus = self.logger_manager if prometheus else None
+
+    def __del__(self) -> None:
+        """`VllmEngine.close` ends it; at interpreter exit AsyncLLM's own would fail noisily."""
+
+    def listen(self, on_step: Callable[[EngineCoreOutputs], None], on_dead: Callable[[str], None]) -> None:
+        self._on_step, self._on_dead = on_step, on_dead
+        self.output_handler = asyncio.get_running_loop().create_task(self._consume(), name="engine-steps")
+
+    def _run_output_handler(self) -> None:
+        """AsyncLLM's own consumer, which `listen` replaces."""
+
+    async def _consume(self) -> None:
+        try:
+            while True:
+                outputs = await self.engine_core.get_output_async()
+                self._on_step(outputs)
+                if self._prometheus is not None:
+                    self._record(outputs)
+        except Exception as error:  # noqa: BLE001 - whatever ends the consumer ends the engine
+            self._on_dead(f"{type(error).__name__}: {error}")
+
+    def _record(self, outputs: EngineCoreOutputs) -> None:
+        assert self._prometheus is not None
+        iteration = None
+        if outputs.outputs:
+            iteration = IterationStats()
+            for output in outputs.outputs:
+                iteration.num_generation_tokens += len(output.new_token_ids)
+                if output.prefill_stats is not None:
+                    iteration.prompt_token_stats.update_from_output(output.prefill_stats)
+        self._prometheus.record(scheduler_stats=outputs.scheduler_stats, iteration_stats=iteration, engine_idx=0)
+
+    def build(
+        self, name: str, token_ids: list[int], params: SamplingParams, tasks: tuple[str, ...], priority: int, salt: str
+    ) -> EngineCoreRequest:
+        """vLLM's own checks and defaults; raises what a caller got wrong."""
+        prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": token_ids}
+        if salt:
+            prompt["cache_salt"] = salt
+        request = self.input_processor.process_inputs(
+            name, prompt, params, supported_tasks=tasks, arrival_time=time.time(), priority=priority
+        )
+        request.external_req_id = name
+        return request
+
+    def send(self, kind: EngineCoreRequestType, payload: Any) -> None:
+        """In the order of calls: a leg's abort never overtakes its start."""
+        if kind is EngineCoreRequestType.ADD:
+            payload.client_index = self.engine_core.client_index
+        sent = asyncio.ensure_future(self.engine_core._send_input(kind, payload))
+        sent.add_done_callback(_log_failed_send)
+
+    def core_processes(self) -> list[Any]:
+        manager = self.engine_core.resources.engine_manager
+        return list(manager.processes) if manager is not None else []
+
+
+def _log_failed_send(sent: "asyncio.Future[Any]") -> None:
+    if not sent.cancelled() and sent.exception() is not None:
+        logger.error("a message to EngineCore was not sent: %s", sent.exception())
