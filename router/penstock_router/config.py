@@ -23,46 +23,46 @@ class ServiceClass(Frozen):
     """One SLO class."""
 
     name: str = Field(min_length=1, max_length=63, description="what requests name")
-    ttft_s: float = Field(0.5, gt=0, description="objective: seconds to the first token")
-    tpot_s: float = Field(0.05, gt=0, description="objective: seconds per output token after the first")
-    priority: int = Field(0, ge=-1000, le=1000, description="higher is served first")
+    ttft_s: float = Field(default=0.5, gt=0, description="objective: seconds to the first token")
+    tpot_s: float = Field(default=0.05, gt=0, description="objective: seconds per output token after the first")
+    priority: int = Field(default=0, ge=-1000, le=1000, description="higher is served first")
 
 
 class RequestLimits(Frozen):
     """What one client can ask of this router."""
 
-    max_prompt_chars: int = Field(16 << 20, ge=1, description="characters of a prompt")
-    max_message_bytes: int = Field(64 << 20, ge=1024, description="bytes of one gRPC message")
-    max_body_bytes: int = Field(16 << 20, ge=1024, description="bytes of one HTTP body")
-    max_streams_per_connection: int = Field(4096, ge=1, description="gRPC calls open at once on one connection")
-    max_open_requests: int = Field(16_384, ge=1, description="requests open at once; further ones are shed")
-    max_held_requests: int = Field(4096, ge=0, description="requests that wait for a worker; further ones are shed")
+    max_prompt_chars: int = Field(default=16 << 20, ge=1, description="characters of a prompt")
+    max_message_bytes: int = Field(default=64 << 20, ge=1024, description="bytes of one gRPC message")
+    max_body_bytes: int = Field(default=16 << 20, ge=1024, description="bytes of one HTTP body")
+    max_streams_per_connection: int = Field(default=4096, ge=1, description="gRPC calls open at once on one connection")
+    max_open_requests: int = Field(default=16_384, ge=1, description="requests open at once; further ones are shed")
+    max_held_requests: int = Field(default=4096, ge=0, description="requests that wait for a worker; further ones are shed")
 
 
 class RouterConfig(Frozen):
     """Everything a router is told."""
 
-    router_id: str = Field("router-0", min_length=1, max_length=128, description="unique among the routers of a service")
-    grpc_listen: Address = Field("127.0.0.1:9000", description="host:port of Inference; port 0 takes a free one")
-    http_listen: Address = Field("127.0.0.1:8000", description="host:port of the OpenAI-compatible API and metrics")
-    reports_listen: Address = Field("127.0.0.1:9001", description="host:port of Fleet, which workers dial")
-    model: str = Field("", max_length=128, description="served name; empty: whatever the workers say they serve")
-    topology_mode: Prefer = Field("auto", description="auto: the placement predicted fastest; else what to prefer")
-    default_class: str = Field("", description="class of requests that name none; empty: the first class")
+    router_id: str = Field(default="router-0", min_length=1, max_length=128, description="unique among the routers of a service")
+    grpc_listen: Address = Field(default="127.0.0.1:9000", description="host:port of Inference; port 0 takes a free one")
+    http_listen: Address = Field(default="127.0.0.1:8000", description="host:port of the OpenAI-compatible API and metrics")
+    reports_listen: Address = Field(default="127.0.0.1:9001", description="host:port of Fleet, which workers dial")
+    model: str = Field(default="", max_length=128, description="served name; empty: whatever the workers say they serve")
+    topology_mode: Prefer = Field(default="auto", description="auto: the placement predicted fastest; else what to prefer")
+    default_class: str = Field(default="", description="class of requests that name none; empty: the first class")
     classes: tuple[ServiceClass, ...] = Field(
-        (ServiceClass(name="default", ttft_s=0.5, tpot_s=0.05),), min_length=1, description="SLO classes"
+        default=(ServiceClass(name="default", ttft_s=0.5, tpot_s=0.05),), min_length=1, description="SLO classes"
     )
-    limits: RequestLimits = Field(RequestLimits(), description="what one client can ask")
-    cache_dir: Path | None = Field(None, description="where model files are kept; unset: ~/.cache/penstock/models")
-    hold_s: float = Field(30.0, ge=0, description="seconds a request waits for a worker before UNAVAILABLE")
-    stale_after_s: float = Field(1.0, gt=0, description="seconds of silence after which a worker gets no new work")
-    panic_threshold: float = Field(0.5, ge=0, le=1, description="below this fraction of fresh workers, staleness is ignored")
-    forget_after_s: float = Field(5.0, gt=0, description="seconds after its last report at which a lost worker is forgotten")
-    lease_margin_s: float = Field(2.0, ge=0, description="KV is not pulled within this many seconds of its lease's end")
-    stall_s: float = Field(60.0, gt=0, description="a client that takes nothing for so long is cancelled")
-    grace_s: float = Field(30.0, ge=0, description="seconds that open streams get on SIGTERM")
-    ready_after_s: float = Field(5.0, ge=0, description="/readyz is true after so long even without a worker")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    limits: RequestLimits = Field(default=RequestLimits(), description="what one client can ask")
+    cache_dir: Path | None = Field(default=None, description="where model files are kept; unset: ~/.cache/penstock/models")
+    hold_s: float = Field(default=30.0, ge=0, description="seconds a request waits for a worker before UNAVAILABLE")
+    stale_after_s: float = Field(default=1.0, gt=0, description="seconds of silence after which a worker gets no new work")
+    panic_threshold: float = Field(default=0.5, ge=0, le=1, description="below this fraction of fresh workers, staleness is ignored")
+    forget_after_s: float = Field(default=5.0, gt=0, description="seconds after its last report at which a lost worker is forgotten")
+    lease_margin_s: float = Field(default=2.0, ge=0, description="KV is not pulled within this many seconds of its lease's end")
+    stall_s: float = Field(default=60.0, gt=0, description="a client that takes nothing for so long is cancelled")
+    grace_s: float = Field(default=30.0, ge=0, description="seconds that open streams get on SIGTERM")
+    ready_after_s: float = Field(default=5.0, ge=0, description="/readyz is true after so long even without a worker")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level that is logged")
 
     @field_validator("grpc_listen", "http_listen", "reports_listen")
     @classmethod

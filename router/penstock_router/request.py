@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from penstock_proto.v1.common_pb2 import Sampling
 from penstock_proto.v1.inference_pb2 import Chat, GenerateRequest, Program
 
+from .config import RouterConfig
 from .faults import CallerFault, UnknownModel
 from .structured import check_large_schema, check_structured
 
@@ -41,6 +42,15 @@ class Limits:
     service_classes: frozenset[str] = frozenset({"default"})
     default_service_class: str = "default"
     max_prompt_chars: int = 16 * 1024 * 1024
+
+
+def limits_of(config: RouterConfig) -> Limits:
+    return Limits(
+        models=frozenset({config.model} if config.model else ()),
+        service_classes=frozenset(each.name for each in config.classes),
+        default_service_class=config.default_service_class,
+        max_prompt_chars=config.limits.max_prompt_chars,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from penstock_proto.v1.common_pb2 import FinishReason, TokenLogprob
 from penstock_proto.v1.inference_pb2 import LegPlacement, ModelCard, Placement, Usage
-from penstock_router.faults import UnknownModel
+from penstock_router.faults import Fault, UnknownModel
 from penstock_router.request import Request, check_against_model
 
 
@@ -66,6 +66,7 @@ class ScriptedDispatcher:
         self.requests: list[Request] = []
         self.answers: list[ScriptedAnswer] = []
         self.cancelled: list[str] = []
+        self.refusals: list[str] = []
         self.left = asyncio.Event()
         self.is_ready = True
 
@@ -83,6 +84,9 @@ class ScriptedDispatcher:
             if answer.steps:
                 self.cancelled.append(answer.request_id)
             self.left.set()
+
+    def refused(self, fault: Fault) -> None:
+        self.refusals.append(fault.code)
 
     def models(self) -> list[ModelCard]:
         return [ModelCard(name="tiny", max_model_len=self.facts.max_model_len, created_s=1_700_000_000)]

@@ -1,5 +1,6 @@
 """The unmodified `openai` client against the HTTP front."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -7,17 +8,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from openai import AsyncOpenAI
-from prometheus_client import CollectorRegistry
+from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 from scripted import Script, ScriptedDispatcher, answering
 
 from penstock_proto.v1.common_pb2 import FinishReason
+from penstock_router.config import RouterConfig, ServiceClass
 from penstock_router.faults import Broken, Shed, Unavailable
-from penstock_router.request import Limits
-from penstock_router.serve.http_front import HttpConfig, listen, make_app
+from penstock_router.metrics import RouterMetrics
+from penstock_router.serve.http_front import listen, make_app
 
-LIMITS = Limits(models=frozenset({"tiny"}), service_classes=frozenset({"default", "batch"}))
+CONFIG = RouterConfig(model="tiny", classes=(ServiceClass(name="default"), ServiceClass(name="batch")))
 HI: Any = [{"role": "user", "content": "hi there"}]
 
 
@@ -36,7 +37,7 @@ class Service:
 @pytest.fixture
 async def service() -> AsyncIterator[Service]:
     service = Service()
-    app = make_app(service.dispatcher, CollectorRegistry(), HttpConfig(LIMITS))
+    app = make_app(service.dispatcher, RouterMetrics(), CONFIG)
     runner, port = await listen(app, "127.0.0.1", 0)
     service.url = f"http://127.0.0.1:{port}"
     # trust_env=False: building a TLS context takes half a second, and no proxy may stand between.
@@ -291,3 +292,13 @@ async def test_the_placement_is_explained_when_asked(service: Service) -> None:
     stream = await service.client.chat.completions.create(model="tiny", messages=HI, stream=True, extra_headers=headers)
     last = [chunk async for chunk in stream][-1]
     assert last.model_dump()["penstock"]["placements"][0]["kind"] == "colocated"
+
+
+async def test_the_synchronous_client_is_served_alike(service: Service) -> None:
+    def ask() -> str:
+        http = httpx.Client(trust_env=False, verify=False)
+        with OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0, http_client=http) as client:
+            stream = client.chat.completions.create(model="tiny", messages=HI, stream=True)
+            return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+    assert await asyncio.to_thread(ask) == "once upon a time"

@@ -17,6 +17,7 @@ from penstock_workers.config import WorkerConfig
 
 # Prefill in bfloat16 is several times slower than float32 on CPUs without AVX-512.
 _TINY_DTYPE = "float32"
+_BUILDER = "penstock_workers.pool.deployment:build_app"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def desire(service: LLMService, run: Run, folder: Path, given: Mapping[str, str]
         for name, pool in spec.topology.pools.items()
     }
     router = _router(service, run).model_dump(mode="json")
-    ray = {"ray_dir": run.ray_dir, "num_cpus": 2, "app": {"pools": pools}}
+    ray = {"ray_dir": run.ray_dir, "num_cpus": 2, "builder": _BUILDER, "app": {"pools": pools}}
     return Desired(router, ray, {name: pool.replicas for name, pool in spec.topology.pools.items()})
 
 

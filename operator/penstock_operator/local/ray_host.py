@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
 
     try:
         if not stop.asked:
-            _deploy(config["app"], events)
+            _deploy(config["builder"], config["app"], events)
             _watch(events, stop)
     finally:
         events("stopping")
@@ -78,15 +79,16 @@ def start_ray(config: dict[str, Any], events: Events) -> None:
     events("ray", seconds=round(time.monotonic() - began, 1))
 
 
-def _deploy(app: dict[str, Any], events: Events) -> None:
+def _deploy(builder: str, app: dict[str, Any], events: Events) -> None:
     """Hands the application to Serve and returns at once: the engines load while the supervisor reports."""
-    from penstock_workers.pool.deployment import build_app
     from ray import serve
     from ray.serve.api import RunTarget, run_many
 
+    module, _, name = builder.partition(":")
+    build = getattr(import_module(module), name)
     serve.start(proxy_location="Disabled")
     run_many(
-        [RunTarget(target=build_app(app), name=APPLICATION, route_prefix=None)],
+        [RunTarget(target=build(app), name=APPLICATION, route_prefix=None)],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )

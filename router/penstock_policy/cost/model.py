@@ -55,7 +55,6 @@ class CostObservation:
 
 def predict_ttft(
     step: StepCost,
-    *,
     new_tokens: float,
     queued_tokens: float = 0,
     running: float = 0,
@@ -71,7 +70,7 @@ def predict_ttft(
 
 
 def predict_tpot(
-    step: StepCost, *, running: float, context_tokens: float, queued_tokens: float = 0, output_tokens: float = 128
+    step: StepCost, running: float, context_tokens: float, queued_tokens: float = 0, output_tokens: float = 128
 ) -> float:
     """Seconds per output token with `running` sequences, this one included; prefills that wait now stall it once."""
     stalled = step.prefill_s * queued_tokens / max(output_tokens, 1.0)

@@ -50,11 +50,13 @@ class Reason(StrEnum):
 
 
 class NoWorkerReason(StrEnum):
+    """From the farthest to the nearest to being able to run it."""
+
     NONE_JOINED = "none_joined"
-    NONE_READY = "none_ready"  # stale or draining
-    NONE_LEFT = "none_left"  # every ready one has failed this request
-    CONTEXT_TOO_SMALL = "context_too_small"
     OTHER_MODEL = "other_model"
+    NONE_READY = "none_ready"  # stale or draining
+    CONTEXT_TOO_SMALL = "context_too_small"
+    NONE_LEFT = "none_left"  # every ready one has failed this request
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class LoadObservation:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLoad:
-    """A worker's load now, booked work included."""
+    """A worker's load, booked work included."""
 
     queued_prefill_tokens: int = 0
     running: int = 0  # sequences that run or wait
@@ -34,6 +34,13 @@ class WorkerLoad:
     kv_usage: float = 0.0
     booked: int = 0  # bookings open on it
     placed: int = 0  # bookings ever made on it, for breaking ties
+    reported_tokens: int = 0  # of queued_prefill_tokens, those that the report knows
+    reported_at: float = 0.0
+
+    def queued_at(self, now: float, prefill_s: float) -> float:
+        """Prompt tokens that still wait: the worker has gone on computing since its report."""
+        done = (now - self.reported_at) / prefill_s if prefill_s > 0 else 0.0
+        return self.queued_prefill_tokens - min(self.reported_tokens, max(0.0, done))
 
 
 @dataclass(slots=True)
@@ -48,7 +55,7 @@ class _Booking:
 class _Slot:
     """A report less what ended since, and the sums of the bookings that no report covers."""
 
-    __slots__ = ("at", "booked", "context", "kv_usage", "placed", "queued", "running", "sent", "took")
+    __slots__ = ("at", "booked", "context", "kv_usage", "load", "placed", "queued", "running", "sent", "took")
 
     def __init__(self) -> None:
         self.queued = self.running = self.context = 0  # of the report
@@ -57,6 +64,7 @@ class _Slot:
         self.took = [0, 0, 0]  # queued, running, context of uncovered bookings
         self.sent: dict[int, int] = {}  # leg id -> hold of uncovered sent bookings, rising
         self.booked = self.placed = 0
+        self.load: WorkerLoad | None = None  # what load() answered; None once anything has changed
 
 
 class LoadLedger:
@@ -82,9 +90,8 @@ class LoadLedger:
         if booking is None:
             return
         if booking.slot != slot or booking.leg_id:
-            self._unplace(hold, booking)
+            self._unplace(booking)
             booking.slot, booking.covered = slot, False
-            booking.leg_id = leg_id
             self._place(booking)
         booking.leg_id = leg_id
         self._slots[slot].sent[leg_id] = hold
@@ -92,23 +99,31 @@ class LoadLedger:
     def started(self, hold: int) -> None:
         """The first token came: no prompt tokens of this leg wait any more."""
         booking = self._bookings.get(hold)
-        if booking is not None and not booking.covered:
-            self._slots[booking.slot].took[0] -= booking.prefill_tokens
-            booking.prefill_tokens = 0
+        if booking is None:
+            return
+        if not booking.covered and booking.slot != _NOWHERE:
+            record = self._slots[booking.slot]
+            record.took[0] -= booking.prefill_tokens
+            record.load = None
+        booking.prefill_tokens = 0
 
     def progress(self, hold: int, tokens: int) -> None:
         """The leg's context grew. Optional: reports carry the same."""
         booking = self._bookings.get(hold)
-        if booking is not None and not booking.covered:
-            booking.context_tokens += tokens
-            self._slots[booking.slot].took[2] += tokens
+        if booking is None:
+            return
+        if not booking.covered and booking.slot != _NOWHERE:
+            record = self._slots[booking.slot]
+            record.took[2] += tokens
+            record.load = None
+        booking.context_tokens += tokens
 
     def release(self, hold: int) -> bool:
-        """The work is over, however it ended. False: it was released before, or its worker is gone."""
+        """The work is over, however it ended. False: it was released before."""
         booking = self._bookings.pop(hold, None)
         if booking is None:
             return False
-        self._unplace(hold, booking)
+        self._unplace(booking)
         return True
 
     def report(self, slot: int, observation: LoadObservation, now: float) -> None:
@@ -120,6 +135,7 @@ class LoadLedger:
         record.context = observation.context_tokens
         record.kv_usage = observation.kv_usage
         record.at = now
+        record.load = None
         covered = []
         for leg_id in record.sent:
             if leg_id > observation.last_leg_id:
@@ -131,28 +147,30 @@ class LoadLedger:
             self._count(record, booking, -1)
 
     def drop(self, slot: int) -> None:
-        """The worker is gone and so are its bookings; releasing them later does nothing."""
-        self._slots.pop(slot, None)
-        for hold in [hold for hold, booking in self._bookings.items() if booking.slot == slot]:
-            del self._bookings[hold]
+        """The worker is gone. Its bookings count nowhere until they are sent elsewhere or released."""
+        if self._slots.pop(slot, None) is not None:
+            for booking in self._bookings.values():
+                if booking.slot == slot:
+                    booking.slot, booking.covered = _NOWHERE, False
 
-    def load(self, slot: int, now: float | None = None, prefill_s: float = 0.0) -> WorkerLoad:
-        """With `now` and the worker's seconds per prompt token, the reported queue has drained since its report."""
+    def load(self, slot: int) -> WorkerLoad:
         record = self._slots.get(slot)
         if record is None:
             return _IDLE
-        queued, running, context = record.took
-        waiting = record.queued
-        if waiting and now is not None and prefill_s > 0:
-            waiting = max(0, waiting - int((now - record.at) / prefill_s))
-        return WorkerLoad(
-            waiting + queued,
-            record.running + running,
-            record.context + context,
-            record.kv_usage,
-            record.booked,
-            record.placed,
-        )
+        load = record.load
+        if load is None:
+            queued, running, context = record.took
+            load = record.load = WorkerLoad(
+                record.queued + queued,
+                record.running + running,
+                record.context + context,
+                record.kv_usage,
+                record.booked,
+                record.placed,
+                record.queued,
+                record.at,
+            )
+        return load
 
     def open_bookings(self) -> int:
         return len(self._bookings)
@@ -165,9 +183,12 @@ class LoadLedger:
         record.placed += 1
         self._count(record, booking, 1)
 
-    def _unplace(self, hold: int, booking: _Booking) -> None:
+    def _unplace(self, booking: _Booking) -> None:
+        if booking.slot == _NOWHERE:
+            return
         record = self._slots[booking.slot]
         record.booked -= 1
+        record.load = None
         if not booking.covered:
             record.sent.pop(booking.leg_id, None)
             self._count(record, booking, -1)
@@ -177,6 +198,7 @@ class LoadLedger:
 
     @staticmethod
     def _count(record: _Slot, booking: _Booking, sign: int) -> None:
+        record.load = None
         took = record.took
         took[0] += sign * booking.prefill_tokens
         took[1] += sign
@@ -184,3 +206,4 @@ class LoadLedger:
 
 
 _IDLE = WorkerLoad()
+_NOWHERE = -1

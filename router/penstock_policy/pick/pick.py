@@ -16,13 +16,11 @@ there delays whatever comes next. Decoding on a prefill worker is charged for th
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from penstock_policy.pick.decision import (
     Candidate,
     Decision,
-    Kind,
     NoWorker,
     NoWorkerReason,
     PickRequest,
@@ -38,18 +36,16 @@ EXPECTED_OUTPUT = 128  # tokens; answers mostly end before a larger max_tokens
 KV_FULL = 0.98  # kv_usage from which a new sequence waits for another's end
 
 
-class _Side(NamedTuple):
-    """One half of a placement on one worker; compares by order, ties by placements made there, then slot."""
-
-    missed: int
-    cost: float
-    placed: int
-    slot: int
-    figure_s: float  # TTFT of a prefill side, TPOT of a decode side
-    tokens: int  # cached of a prefill side, to transfer of a decode side
+# A worker's two halves, computing the prompt and decoding the answer; a plain tuple because it is made per worker and
+# request: slot, placements made there, TTFT missed, prefill cost, TTFT, tokens cached, TPOT missed, decode cost, TPOT,
+# tokens to transfer.
+_Sides = tuple[int, int, bool, float, float, int, bool, float, float, int]
+_Half = tuple[bool, float, int, int, _Sides]  # missed, cost, placements, slot
 
 
 class _Option(NamedTuple):
+    """A placement; compares by order, then placements made there so far, then slots."""
+
     missed: int
     cost: float
     placed: int
@@ -61,41 +57,48 @@ class _Option(NamedTuple):
     transfer: int
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
-    """A usable worker with its load."""
-
-    worker: Candidate
-    load: WorkerLoad
-
-
 def place(request: PickRequest, candidates: Iterable[Candidate], ledger: LoadLedger, now: float) -> Decision:
     """Pick and book. The prompt's tokens are booked where they are computed, its context where it decodes."""
-    views, why = _usable(request, candidates, ledger, now)
-    if not views:
-        return why
-    alone, pairs, considered = _options(request, views)
-    best_pair = min(pairs, default=None)
-    best_alone = min(alone, default=None)
-    chosen, other, reason = _choose(request, best_alone, best_pair)
-    if reason is Reason.LEAST_COST:
-        if considered == 1:
-            reason = Reason.ONLY
-        elif any(o.cost < chosen.cost for o in (*alone, *pairs)):
-            reason = Reason.SLO
+    pool = candidates if isinstance(candidates, (list, tuple)) else list(candidates)
+    usable = _usable(request, pool)
+    if not usable:
+        return NoWorker(_why_none(request, pool), len(pool))
+    sides = _survey(request, usable, ledger, now)
+    alone = _best_alone(request, usable, sides)
+    pair, considered = None, len(sides)
+    if request.max_tokens > 1 and len(sides) > 1 and request.prefer != "colocated":
+        pair, count = _best_pair(usable, sides)
+        considered += count
+    chosen, other, reason = _choose(request, alone, pair, considered)
+    return _book(request, chosen, other, reason, considered, ledger)
+
+
+def _choose(
+    request: PickRequest, alone: _Option, pair: _Option | None, considered: int
+) -> tuple[_Option, _Option | None, Reason]:
+    if pair is None:
+        return alone, None, Reason.ONLY if considered == 1 else Reason.LEAST_COST
+    if request.prefer == "disaggregated":
+        return pair, alone, Reason.PREFERRED
+    chosen, other = (alone, pair) if alone < pair else (pair, alone)
+    return chosen, other, Reason.SLO if other.cost < chosen.cost else Reason.LEAST_COST
+
+
+def _book(
+    request: PickRequest, chosen: _Option, other: _Option | None, reason: Reason, considered: int, ledger: LoadLedger
+) -> Placement:
+    paired = chosen.prefill_slot >= 0
     new_tokens = request.prompt_tokens - chosen.cached
-    kind: Kind = "colocated"
-    prefill_hold = 0
-    if chosen.prefill_slot >= 0:
-        kind = "disaggregated"
-        prefill_hold = ledger.book(chosen.prefill_slot, new_tokens, 0)
-        hold = ledger.book(chosen.slot, 0, request.prompt_tokens)
-    else:
-        hold = ledger.book(chosen.slot, new_tokens, request.prompt_tokens)
+    prefill_hold = ledger.book(chosen.prefill_slot, new_tokens, 0) if paired else 0
+    hold = ledger.book(chosen.slot, 0 if paired else new_tokens, request.prompt_tokens)
+    rejected = None
+    if other is not None:
+        source = other.prefill_slot if other.prefill_slot >= 0 else None
+        rejected = Rejected(source, other.slot, other.ttft_s, other.tpot_s)
     return Placement(
-        kind,
+        "disaggregated" if paired else "colocated",
         chosen.slot,
-        chosen.prefill_slot if chosen.prefill_slot >= 0 else None,
+        chosen.prefill_slot if paired else None,
         chosen.ttft_s,
         chosen.tpot_s,
         reason,
@@ -105,171 +108,149 @@ def place(request: PickRequest, candidates: Iterable[Candidate], ledger: LoadLed
         request.prompt_tokens,
         chosen.cached,
         chosen.transfer,
-        None
-        if other is None
-        else Rejected(other.prefill_slot if other.prefill_slot >= 0 else None, other.slot, other.ttft_s, other.tpot_s),
+        rejected,
     )
 
 
-def _usable(
-    request: PickRequest, candidates: Iterable[Candidate], ledger: LoadLedger, now: float
-) -> tuple[list[_View], NoWorker]:
-    need = request.prompt_tokens + 1
-    views: list[_View] = []
-    reason = NoWorkerReason.NONE_JOINED
-    seen = 0
-    for worker in candidates:
-        seen += 1
-        if not worker.fresh or worker.draining:
-            reason = max(reason, NoWorkerReason.NONE_READY, key=_NEARNESS.__getitem__)
-        elif request.model_digest and worker.model_digest != request.model_digest:
-            reason = max(reason, NoWorkerReason.OTHER_MODEL, key=_NEARNESS.__getitem__)
-        elif worker.max_model_len < need:
-            reason = max(reason, NoWorkerReason.CONTEXT_TOO_SMALL, key=_NEARNESS.__getitem__)
-        elif worker.slot in request.exclude:
-            reason = NoWorkerReason.NONE_LEFT
-        else:
-            views.append(_View(worker, ledger.load(worker.slot, now, worker.step.prefill_s)))
-    return views, NoWorker(reason, seen)
-
-
-# The reason given is that of the worker that came nearest to being usable.
-_NEARNESS = {
-    NoWorkerReason.NONE_JOINED: 0,
-    NoWorkerReason.OTHER_MODEL: 1,
-    NoWorkerReason.NONE_READY: 2,
-    NoWorkerReason.CONTEXT_TOO_SMALL: 3,
-    NoWorkerReason.NONE_LEFT: 4,
-}
-
-
-def _choose(request: PickRequest, alone: _Option | None, pair: _Option | None) -> tuple[_Option, _Option | None, Reason]:
-    if pair is None:
-        assert alone is not None  # every usable worker makes an option alone
-        return alone, None, Reason.LEAST_COST
-    if alone is None or request.prefer == "disaggregated":
-        return pair, alone, Reason.PREFERRED
-    if request.prefer == "colocated":
-        return alone, pair, Reason.PREFERRED
-    return (alone, pair, Reason.LEAST_COST) if alone < pair else (pair, alone, Reason.LEAST_COST)
-
-
-def _options(request: PickRequest, views: list[_View]) -> tuple[list[_Option], list[_Option], int]:
-    output = min(max(request.max_tokens, 1), EXPECTED_OUTPUT)
-    pairing = request.max_tokens > 1 and len(views) > 1
-    alone: list[_Option] = []
-    firsts: dict[str, list[_Side]] = {}
-    seconds: dict[str, list[_Side]] = {}
-    for view in views:
-        role = view.worker.role
-        prefill = _prefill_side(request, view, output)
-        decode = _decode_side(request, view, output)
-        # Decoding on a prefill worker lengthens its later prompts' steps by the base of each decode step.
-        misplaced = HARM * output * view.worker.step.base_s if role == "prefill" and request.max_tokens > 1 else 0.0
-        alone.append(
-            _Option(
-                prefill.missed + decode.missed,
-                prefill.cost + decode.cost + misplaced,
-                prefill.placed,
-                -1,
-                prefill.slot,
-                prefill.figure_s,
-                decode.figure_s,
-                prefill.tokens,
-                0,
-            )
-        )
-        if pairing:
-            if role != "decode":
-                firsts.setdefault(view.worker.kv_compat, []).append(prefill)
-            if role != "prefill":
-                cost = decode.cost + view.worker.transfer.transfer_s(decode.tokens)
-                seconds.setdefault(view.worker.kv_compat, []).append(decode._replace(cost=cost))
-    pairs: list[_Option] = []
-    considered = len(alone)
-    for compat, prefills in firsts.items():
-        decodes = seconds.get(compat, [])
-        slots = {side.slot for side in prefills}
-        considered += len(prefills) * len(decodes) - sum(side.slot in slots for side in decodes)
-        pairs.extend(_best_pairs(prefills, decodes))
-    return alone, pairs, considered
-
-
-def _best_pairs(prefills: list[_Side], decodes: list[_Side]) -> list[_Option]:
-    """The pairs among which the best is: the best of each side, or a runner-up where they are one worker."""
-    top_prefills = _two_least(prefills)
-    top_decodes = _two_least(decodes)
+def _usable(request: PickRequest, candidates: Iterable[Candidate]) -> list[Candidate]:
+    need, digest, exclude = request.prompt_tokens + 1, request.model_digest, request.exclude
     return [
-        _Option(
-            p.missed + d.missed, p.cost + d.cost, p.placed + d.placed, p.slot, d.slot, p.figure_s, d.figure_s, p.tokens, d.tokens
-        )
-        for p in top_prefills
-        for d in top_decodes
-        if p.slot != d.slot
+        worker
+        for worker in candidates
+        if worker.fresh
+        and not worker.draining
+        and worker.max_model_len >= need
+        and worker.slot not in exclude
+        and (not digest or worker.model_digest == digest)
     ]
 
 
-def _two_least(sides: list[_Side]) -> list[_Side]:
-    if len(sides) <= 2:
-        return sides
-    first = min(sides)
-    return [first, min(side for side in sides if side is not first)]
+def _why_none(request: PickRequest, candidates: Iterable[Candidate]) -> NoWorkerReason:
+    """The reason of the worker that came nearest to being usable."""
+    nearest = 0
+    for worker in candidates:
+        if request.model_digest and worker.model_digest != request.model_digest:
+            nearest = max(nearest, 1)
+        elif not worker.fresh or worker.draining:
+            nearest = max(nearest, 2)
+        elif worker.max_model_len <= request.prompt_tokens:
+            nearest = max(nearest, 3)
+        else:
+            nearest = 4
+    return tuple(NoWorkerReason)[nearest]
 
 
-def _prefill_side(request: PickRequest, view: _View, output: int) -> _Side:
-    worker, load = view.worker, view.load
-    step = worker.step
-    block = worker.block_size
-    # The last prompt token is always computed, so a whole match still leaves a block.
-    cached = min(request.matched.get(worker.slot, 0), (request.prompt_tokens - 1) // block) * block
-    new_tokens = request.prompt_tokens - cached
-    compute_s = step.prefill_s * new_tokens
-    beside_s = step.base_s + step.decode_s * load.running + step.context_s * load.context_tokens
-    ahead = load.queued_prefill_tokens + new_tokens
-    steps = -(-ahead // worker.max_batched_tokens)
-    ttft_s = steps * beside_s + step.prefill_s * ahead
-    if load.running:
-        ttft_s += 0.5 * beside_s + _room_s(worker, load, beside_s)
-    delayed = load.running if worker.role != "decode" else max(load.running, EXPECTED_DECODES)
-    return _Side(
-        1 if ttft_s > request.ttft_slo_s else 0,
-        ttft_s + HARM * compute_s * delayed,
-        load.placed,
-        worker.slot,
-        ttft_s,
-        cached,
-    )
+def _survey(request: PickRequest, workers: list[Candidate], ledger: LoadLedger, now: float) -> list[_Sides]:
+    """Predictions as `cost.model` makes them, written out in one loop: it runs for every worker and request."""
+    prompt = request.prompt_tokens
+    output = request.max_tokens if request.max_tokens < EXPECTED_OUTPUT else EXPECTED_OUTPUT
+    mean_context = prompt + output // 2
+    harmed = HARM * output
+    ttft_slo_s, tpot_slo_s = request.ttft_slo_s, request.tpot_slo_s
+    matched = request.matched.get
+    out = []
+    for worker in workers:
+        slot, step, block = worker.slot, worker.step, worker.block_size
+        load = ledger.load(slot)
+        base_s, prefill_s, running = step.base_s, step.prefill_s, load.running
+        queued: float = load.queued_prefill_tokens
+        if load.reported_tokens:
+            queued = load.queued_at(now, prefill_s)
+        cached = matched(slot, 0) * block
+        if cached >= prompt:
+            # The last prompt token is always computed, so a whole match still leaves a block.
+            cached = (prompt - 1) // block * block
+        new = prompt - cached
+        compute_s = prefill_s * new
+        tpot_s = base_s
+        own_s = step.decode_s + step.context_s * mean_context
+        ttft_s = prefill_s * queued + compute_s
+        delayed = running
+        if running:
+            tpot_s += step.decode_s * running + step.context_s * load.context_tokens
+            ttft_s += 0.5 * tpot_s
+            if running >= worker.max_running or load.kv_usage >= KV_FULL:
+                ttft_s += _room_s(worker, load, tpot_s)
+        ahead = queued + new
+        if ahead > worker.max_batched_tokens:
+            ttft_s -= ahead // -worker.max_batched_tokens * tpot_s
+        else:
+            ttft_s += tpot_s
+        if delayed < EXPECTED_DECODES and worker.role == "decode":
+            delayed = EXPECTED_DECODES
+        tpot_s += own_s + prefill_s * queued / output
+        out.append(
+            (
+                slot,
+                load.placed,
+                ttft_s > ttft_slo_s,
+                ttft_s + HARM * compute_s * delayed,
+                ttft_s,
+                cached,
+                tpot_s > tpot_slo_s,
+                harmed * (tpot_s + own_s * running),
+                tpot_s,
+                new,
+            )
+        )
+    return out
 
 
 def _room_s(worker: Candidate, load: WorkerLoad, step_s: float) -> float:
     """How long a new sequence waits for room: until enough of those before it have ended."""
-    over = load.running - worker.max_running + 1
-    if load.kv_usage >= KV_FULL:
-        over = max(over, 1)
-    return max(0, over) * EXPECTED_OUTPUT * step_s / max(1, min(load.running, worker.max_running))
+    over = max(1, load.running - worker.max_running + 1)
+    return over * EXPECTED_OUTPUT * step_s / max(1, min(load.running, worker.max_running))
 
 
-def _decode_side(request: PickRequest, view: _View, output: int) -> _Side:
-    worker, load = view.worker, view.load
-    step = worker.step
-    context = request.prompt_tokens + output // 2
-    own_s = step.decode_s + step.context_s * context
-    tpot_s = (
-        step.base_s
-        + step.decode_s * load.running
-        + step.context_s * load.context_tokens
-        + own_s
-        + step.prefill_s * load.queued_prefill_tokens / output
-    )
-    room_s = _room_s(worker, load, tpot_s) if load.running else 0.0
-    cached = min(request.matched.get(worker.slot, 0), (request.prompt_tokens - 1) // worker.block_size)
-    if request.max_tokens <= 1:
-        return _Side(0, 0.0, load.placed, worker.slot, tpot_s, 0)
-    return _Side(
-        1 if tpot_s > request.tpot_slo_s else 0,
-        HARM * output * (tpot_s + own_s * load.running) + room_s,
-        load.placed,
-        worker.slot,
-        tpot_s,
-        request.prompt_tokens - cached * worker.block_size,
-    )
+def _best_alone(request: PickRequest, workers: list[Candidate], sides: list[_Sides]) -> _Option:
+    harmed = HARM * min(request.max_tokens, EXPECTED_OUTPUT)
+    decodes = request.max_tokens > 1
+    options = []
+    for worker, (slot, placed, late, prefill_cost, ttft_s, cached, slow, decode_cost, tpot_s, _) in zip(
+        workers, sides, strict=True
+    ):
+        if not decodes:
+            options.append((int(late), prefill_cost, placed, -1, slot, ttft_s, tpot_s, cached, 0))
+            continue
+        cost = prefill_cost + decode_cost
+        if worker.role == "prefill":
+            # Decoding there adds a step's base to whatever prompt comes next.
+            cost += harmed * worker.step.base_s
+        options.append((late + slow, cost, placed, -1, slot, ttft_s, tpot_s, cached, 0))
+    return _Option(*min(options))
+
+
+def _best_pair(workers: list[Candidate], sides: list[_Sides]) -> tuple[_Option | None, int]:
+    """The best pair, and how many there are. One worker cannot be both halves, hence two of each side."""
+    firsts: dict[str, list[_Half]] = {}
+    seconds: dict[str, list[_Half]] = {}
+    same: dict[str, int] = {}
+    for worker, side in zip(workers, sides, strict=True):
+        compat, role = worker.kv_compat, worker.role
+        slot, placed = side[0], side[1]
+        if role != "decode":
+            firsts.setdefault(compat, []).append((side[2], side[3], placed, slot, side))
+        if role != "prefill":
+            transfer = worker.transfer
+            cost = side[7] + transfer.base_s + transfer.token_s * side[9]
+            seconds.setdefault(compat, []).append((side[6], cost, placed, slot, side))
+            if role == "both":
+                same[compat] = same.get(compat, 0) + 1
+    options = []
+    count = 0
+    for compat, prefills in firsts.items():
+        decodes = seconds.get(compat, [])
+        count += len(prefills) * len(decodes) - same.get(compat, 0)
+        for late, prefill_cost, p_placed, p_slot, p in _two_least(prefills):
+            for slow, decode_cost, d_placed, d_slot, d in _two_least(decodes):
+                if p_slot != d_slot:
+                    cost = prefill_cost + decode_cost
+                    options.append((late + slow, cost, p_placed + d_placed, p_slot, d_slot, p[4], d[8], p[5], d[9]))
+    return (_Option(*min(options)) if options else None), count
+
+
+def _two_least(halves: list[_Half]) -> list[_Half]:
+    if len(halves) <= 2:
+        return halves
+    first = min(halves)
+    return [first, min(half for half in halves if half is not first)]

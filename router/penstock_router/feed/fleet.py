@@ -168,7 +168,7 @@ class Fleet:
                 index.cleared(slot)
         return True
 
-    def load(self, member: Member, report: LoadReport) -> None:
+    def load(self, member: Member, report: LoadReport, now: float) -> None:
         member.load = report
         self.ledger.report(
             member.slot,
@@ -180,6 +180,7 @@ class Fleet:
                 kv_usage=report.kv_usage,
                 last_leg_id=report.last_leg_id,
             ),
+            now,
         )
 
     def cost(self, member: Member, report: CostReport) -> None:

@@ -95,7 +95,7 @@ class JoinStream:
             return  # a newer stream or incarnation speaks for this worker
         member.heard_at = front.clock()
         if kind == "load":
-            fleet.load(member, report.load)
+            fleet.load(member, report.load, member.heard_at)
         elif kind == "delta":
             self._sequence(fleet.delta(member, report.delta))
         elif kind == "snapshot":

@@ -11,17 +11,19 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from penstock_proto.v1.inference_pb2 import GenerateRequest, ModelCard
 
+from ..config import RouterConfig
 from ..faults import CallerFault, Fault, Internal, UnknownModel, http_headers, to_http
-from ..request import Request, accept, check_request_id, new_request_id
+from ..metrics import RouterMetrics
+from ..request import Request, accept, check_request_id, limits_of, new_request_id
 from .http_body import Order, chat_order, completion_order, decode
 from .http_fan import Fan
 from .http_fields import Body
-from .http_sources import Answer, Dispatcher, HttpConfig
+from .http_sources import Answer, Dispatcher
 from .http_sse import stream_answer
 from .http_styles import CHAT, COMPLETION
 from .http_wire import Style, Wire
@@ -30,14 +32,14 @@ log = logging.getLogger("penstock.router.http")
 protocol_log = logging.getLogger("penstock.router.http.protocol")
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
-CONFIG: Final = web.AppKey("config", HttpConfig)
+CONFIG: Final = web.AppKey("config", RouterConfig)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SWITCH: Final = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
-def make_app(dispatcher: Dispatcher, metrics: CollectorRegistry, config: HttpConfig) -> web.Application:
+def make_app(dispatcher: Dispatcher, metrics: RouterMetrics, config: RouterConfig) -> web.Application:
     front = Front(dispatcher, metrics, config)
-    app = web.Application(middlewares=[openai_shaped], client_max_size=config.max_body_bytes)
+    app = web.Application(middlewares=[openai_shaped], client_max_size=config.limits.max_body_bytes)
     app[CONFIG] = config
     app.on_response_prepare.append(say_who_answers)
     app.add_routes(
@@ -117,7 +119,7 @@ def routing_error(request: web.Request, error: web.HTTPException) -> web.Respons
     message, code = {
         404: (f"no such path: {request.method} {request.path}", "unknown_url"),
         405: (f"{request.path} does not take {request.method}", "method_not_allowed"),
-        413: (f"the body has more than {request.app[CONFIG].max_body_bytes} bytes", "request_too_large"),
+        413: (f"the body has more than {request.app[CONFIG].limits.max_body_bytes} bytes", "request_too_large"),
     }.get(error.status, (error.reason, "invalid_request"))
     body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
     kept = {name: error.headers[name] for name in ("Allow", "Location") if name in error.headers}
@@ -137,10 +139,11 @@ def model_entry(card: ModelCard) -> dict[str, Any]:
 class Front:
     """The routes' handlers."""
 
-    def __init__(self, dispatcher: Dispatcher, metrics: CollectorRegistry, config: HttpConfig) -> None:
+    def __init__(self, dispatcher: Dispatcher, metrics: RouterMetrics, config: RouterConfig) -> None:
         self.dispatcher = dispatcher
-        self.metrics = metrics
-        self.config = config
+        self.registry = metrics.registry()
+        self.limits = limits_of(config)
+        self.stall_s = config.stall_s
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         return await self.answer(request, chat_order, CHAT)
@@ -149,8 +152,13 @@ class Front:
         return await self.answer(request, completion_order, COMPLETION)
 
     async def answer(self, request: web.Request, order_of: Callable[[Body], Order], style: Style) -> web.StreamResponse:
-        order = order_of(decode(await request.read()))
-        asked = await self.checked(request, order)
+        raw = await request.read()
+        try:
+            order = order_of(decode(raw))
+            asked = await self.checked(request, order)
+        except Fault as fault:
+            self.dispatcher.refused(fault)
+            raise
         request[REQUEST_ID] = asked[0].request_id
         async with self.opened(order, asked) as (answer, fault_of):
             wire = Wire(
@@ -166,7 +174,7 @@ class Front:
             )
             if order.stream:
                 headers = {"x-request-id": asked[0].request_id}
-                return await stream_answer(request, answer, wire, headers, fault_of)
+                return await stream_answer(request, answer, wire, headers, fault_of, self.stall_s)
             while deltas := await answer.next():
                 wire.absorb(deltas)
         return web.json_response(wire.body())
@@ -176,7 +184,7 @@ class Front:
         for prompt, message in enumerate(order.messages):
             apply_headers(request, message)
             try:
-                asked.append(await accept(message, self.config.limits, order.default_max_tokens))
+                asked.append(await accept(message, self.limits, order.default_max_tokens))
             except CallerFault as fault:
                 raise order.in_callers_words(fault, prompt) from None
         return asked
@@ -208,7 +216,7 @@ class Front:
         raise UnknownModel(name[:128])
 
     async def show_metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self.metrics), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=generate_latest(self.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthz(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")

@@ -1,13 +1,13 @@
-"""What the HTTP front asks of the router's core, and its own settings."""
+"""What the HTTP front asks of the router's core."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from penstock_proto.v1.inference_pb2 import ModelCard
 
-from ..request import Limits, Request
+from ..faults import Fault
+from ..request import Request
 
 
 class Answer(Protocol):
@@ -21,16 +21,9 @@ class Answer(Protocol):
 
 
 class Dispatcher(Protocol):
-    """Leaving the context of `answer` cancels whatever still runs of it."""
+    """Leaving the context of `answer` cancels whatever still runs of it; `refused` counts what never got there."""
 
     def answer(self, request: Request, deadline: float | None) -> AbstractAsyncContextManager[Answer]: ...
+    def refused(self, fault: Fault) -> None: ...
     def models(self) -> Iterable[ModelCard]: ...
     def ready(self) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class HttpConfig:
-    """The HTTP front's settings."""
-
-    limits: Limits
-    max_body_bytes: int = 16 * 1024 * 1024

@@ -45,9 +45,9 @@ class _Generation(jinja2.ext.Extension):
 
     tags = {"generation"}  # noqa: RUF012 -- Jinja's own declaration
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
@@ -132,12 +132,11 @@ def _is_access(node: jinja2.nodes.Node | None, names: Iterable[str], key: str | 
     ):
         node = node.node
     if key is not None:
-        if isinstance(node, jinja2.nodes.Getattr) and node.attr == key:
-            node = node.node
-        elif isinstance(node, jinja2.nodes.Getitem) and isinstance(node.arg, jinja2.nodes.Const) and node.arg.value == key:
-            node = node.node
-        else:
+        by_name = isinstance(node, jinja2.nodes.Getattr) and node.attr == key
+        by_item = isinstance(node, jinja2.nodes.Getitem) and isinstance(node.arg, jinja2.nodes.Const) and node.arg.value == key
+        if not (by_name or by_item):
             return False
+        node = node.node  # type: ignore[union-attr]
     return isinstance(node, jinja2.nodes.Name) and node.ctx == "load" and node.name in names
 
 

@@ -9,6 +9,7 @@ import hashlib
 import heapq
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -87,6 +88,7 @@ class FakeEngine:
         self._due = 0.0  # when the step in flight should end
         self._dead = ""
         self._hung = False
+        self._again = False  # KV was freed in a step without work
 
     async def open(self, sink: EngineSink) -> None:
         self._sink = sink
@@ -97,11 +99,11 @@ class FakeEngine:
         if self._dead:
             return
         try:
-            check_leg(leg, self.info.vocab_size, self.info.max_model_len)
+            ids = check_leg(leg, self.info.vocab_size, self.info.max_model_len)
         except Fault as fault:
             self._fail(leg.key, "caller", fault.field, str(fault))
             return
-        sequence = FakeSequence(leg, self.voice, next(self._orders))
+        sequence = FakeSequence(leg, ids, self.voice, next(self._orders))
         self._sequences[leg.key] = sequence
         heapq.heappush(self._waiting, (sequence.order, sequence))
         self.counters.started += 1
@@ -184,9 +186,13 @@ class FakeEngine:
 
     def _begin(self) -> None:
         self._timer = None
+        self._again = False
         work = self._schedule()
         if not work:
             self._report_kv()
+            self._say_idle()
+            if self._again:
+                self._kick()
             return
         prefill = sum(n for s, n in work if n > 1 or not s.context_given)
         decoding = [s for s, n in work if s.context_given and n == 1]
@@ -232,14 +238,16 @@ class FakeEngine:
                 continue
             if not sequence.blocks and not self._find_prefix(sequence):
                 break
-            if sequence.kv_params is not None:
-                heapq.heappop(self._waiting)
-                self._pulls[sequence.key] = self._loop.create_task(self._pull(sequence))
-                continue
-            tokens = min(sequence.pending, budget)
+            pull = sequence.kv_params is not None
+            tokens = sequence.pending if pull else min(sequence.pending, budget)
             if not self._grow(sequence, tokens):
+                if not self._running and not self._pulls:
+                    self._forget(s for _, s in self._waiting)
                 break
             heapq.heappop(self._waiting)
+            if pull:
+                self._pulls[sequence.key] = self._loop.create_task(self._pull(sequence))
+                continue
             sequence.preempted = False
             self._running.append(sequence)
             budget -= tokens
@@ -262,7 +270,8 @@ class FakeEngine:
 
     def _grow(self, sequence: FakeSequence, tokens: int) -> bool:
         extra = self.settings.tokens_per_step - 1 if tokens == sequence.pending else 0
-        need = -(-(sequence.computed + tokens + extra) // self.settings.block_size) - len(sequence.blocks)
+        length = min(sequence.computed + tokens + extra, self.info.max_model_len)
+        need = -(-length // self.settings.block_size) - len(sequence.blocks)
         if need <= 0:
             return True
         new = self.cache.allocate(need)
@@ -274,10 +283,16 @@ class FakeEngine:
     def _preempt(self, sequence: FakeSequence) -> None:
         self.counters.preempted += 1
         self._running.remove(sequence)
-        self.cache.free(sequence.blocks)
-        sequence.blocks, sequence.complete, sequence.computed = [], 0, 0
+        self._forget((sequence,))
         sequence.preempted = True
         heapq.heappush(self._waiting, (sequence.order, sequence))
+
+    def _forget(self, sequences: Iterable[FakeSequence]) -> None:
+        """Frees the KV of sequences that do not run: they compute it again."""
+        for sequence in sequences:
+            self.cache.free(sequence.blocks)
+            sequence.blocks, sequence.complete, sequence.computed = [], 0, 0
+        self._again = True
 
     def _end(self, work: list[tuple[FakeSequence, int]], figures: tuple[float, int, int, int]) -> None:
         self._timer = None
@@ -382,7 +397,8 @@ class FakeEngine:
     def _freed(self, blocks: list[Block]) -> None:
         self.cache.free(blocks)
         self._say_idle()
-        self._kick()
+        if self._waiting:
+            self._kick()
 
     def _note_expired(self) -> None:
         self.counters.expired += 1
@@ -402,7 +418,11 @@ class FakeEngine:
     def _say(self, duration_s: float, prefill: int, decodes: int, context: int) -> None:
         waiting = len(self._sequences) - len(self._running)
         if waiting or prefill:
-            tokens = sum(s.pending for s in self._sequences.values() if s.pending > 1 or not s.context_given)
+            tokens = sum(
+                1 if s.kv_params is not None else s.pending
+                for s in self._sequences.values()
+                if s.pending > 1 or not s.context_given
+            )
         else:
             tokens = 0
         self._sink.on_step(
@@ -434,8 +454,6 @@ def _info(settings: FakeSettings, model_dir: str, model: str, vocab: int, kv_lea
             digest.update(name.encode() + path.read_bytes())
     model_digest = digest.hexdigest()
     compat = hashlib.sha256(f"{model_digest} fake {settings.block_size}".encode()).hexdigest()
-    config = Path(model_dir) / "config.json"
-    limit = json.loads(config.read_text()).get("max_position_embeddings") if config.exists() else None
     return EngineInfo(
         model=model,
         model_dir=model_dir,
@@ -444,7 +462,7 @@ def _info(settings: FakeSettings, model_dir: str, model: str, vocab: int, kv_lea
         shape=f"fake:{settings.base_s}:{settings.prefill_s}:{settings.decode_s}:{settings.context_s}",
         block_size=settings.block_size,
         kv_blocks=settings.kv_blocks,
-        max_model_len=min(settings.max_model_len, settings.kv_blocks * settings.block_size, limit or 1 << 62),
+        max_model_len=min(settings.max_model_len, settings.kv_blocks * settings.block_size),
         vocab_size=vocab,
         max_running=settings.max_running,
         max_batched_tokens=settings.max_batched_tokens,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
+import numpy
+
 from penstock_proto.v1.common_pb2 import FinishReason
 from penstock_workers.engine.fake_answer import fake_logprobs, grow_crc, mix, next_id
 from penstock_workers.engine.fake_cache import Block
@@ -35,20 +37,23 @@ class Fault(ValueError):
         self.field = field
 
 
-def check_leg(leg: EngineLeg, vocab_size: int, max_model_len: int) -> None:
-    """Raises `Fault` naming the request's field."""
+def check_leg(leg: EngineLeg, vocab_size: int, max_model_len: int) -> "array[int]":
+    """The leg's ids, its own copy. Raises `Fault` naming the request's field."""
     length = len(leg.token_ids)
     if not length or leg.emitted >= length:
         raise Fault("token_ids", "the prompt is empty")
     if length >= max_model_len:
         raise Fault("token_ids", f"{length} tokens leave no room in a context of {max_model_len}")
-    if max(leg.token_ids) >= vocab_size:
-        raise Fault("token_ids", f"token id {max(leg.token_ids)} is not below {vocab_size}")
+    ids = array("I", leg.token_ids)
+    largest = int(numpy.frombuffer(ids, dtype=numpy.uint32).max())
+    if largest >= vocab_size:
+        raise Fault("token_ids", f"token id {largest} is not below {vocab_size}")
     structured = leg.sampling.WhichOneof("structured")
     if structured is not None:
         raise Fault(structured, f"the fake engine has no structured output: {structured}")
     if leg.sampling.HasField("max_tokens") and leg.sampling.max_tokens <= leg.emitted:
         raise Fault("max_tokens", f"max_tokens is {leg.sampling.max_tokens}, {leg.emitted} tokens were already emitted")
+    return ids
 
 
 class FakeSequence:
@@ -60,10 +65,10 @@ class FakeSequence:
         "order", "position", "preempted", "salt", "start_length", "transferred",
     )  # fmt: skip
 
-    def __init__(self, leg: EngineLeg, voice: Voice, order: int) -> None:
+    def __init__(self, leg: EngineLeg, ids: "array[int]", voice: Voice, order: int) -> None:
         sampling = leg.sampling
         self.key = leg.key
-        self.ids = array("I", leg.token_ids)
+        self.ids = ids
         self.salt = leg.cache_salt
         self.kv_params = leg.kv_params
         self.order = (leg.priority, order)

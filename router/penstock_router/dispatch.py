@@ -1,0 +1,423 @@
+"""The router's core: turns requests into answers.
+
+Promise: between reading the fleet's state and booking a placement nothing is awaited; whatever way an answer ends, its
+legs are aborted or ended, its KV given back, its bookings released and its figures counted, once.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from penstock_policy.legs import machine as legs
+from penstock_policy.pick.decision import PickRequest, Placement
+from penstock_policy.pick.pick import place
+from penstock_policy.slo.attainment import Targets, attained
+from penstock_proto.v1.inference_pb2 import ModelCard, SloStatus, StatusResponse, WorkerStatus
+from penstock_proto.v1.worker_pb2 import KvSource, StartLeg
+
+from .answer import Answer
+from .choice import Choice, LegRecord
+from .config import RouterConfig, ServiceClass
+from .faults import Broken, CallerFault, Expired, Fault, Internal, Shed, Unavailable, UnknownModel
+from .feed.attach import Attachment
+from .feed.fleet import Fleet, Member
+from .feed.models import Model, Models
+from .hold import Held
+from .log import RequestLog, event
+from .metrics import RouterMetrics, Spread
+from .request import Request, check_against_model, sampling_of_choice
+
+log = logging.getLogger("penstock.dispatch")
+RETRY_AFTER_S: Final = 1.0
+
+
+class ClassFigures:
+    """A service class with its counters bound."""
+
+    __slots__ = ("attained", "judged", "outcomes", "priority", "service_class", "targets", "tpot", "ttft")
+
+    def __init__(self, service_class: ServiceClass, metrics: RouterMetrics) -> None:
+        name = service_class.name
+        self.service_class = service_class
+        self.targets = Targets(service_class.ttft_s, service_class.tpot_s)
+        self.priority = -service_class.priority  # vLLM runs the lower first
+        self.judged = {o: metrics.slo_judged.child(name, o) for o in ("ttft", "tpot")}
+        self.attained = {o: metrics.slo_attained.child(name, o) for o in ("ttft", "tpot")}
+        self.ttft: dict[tuple[str, str], Spread] = {}
+        self.tpot: dict[tuple[str, str], Spread] = {}
+
+
+class Dispatcher:
+    """What the fronts call. `fleet`, `models` and `links` are the feed's."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        fleet: Fleet,
+        models: Models,
+        metrics: RouterMetrics,
+        *,
+        clock: Callable[[], float] | None = None,
+        request_log: RequestLog | None = None,
+    ) -> None:
+        self.config = config
+        self.fleet = fleet
+        self.model_store = models
+        self.metrics = metrics
+        self.now = clock or asyncio.get_running_loop().time
+        self.request_log = request_log or RequestLog(enabled=False)
+        self.links: dict[int, Attachment] = {}  # by slot
+        self.budget = legs.RetryBudget()
+        self.last_leg_id = 0
+        self.open_answers: set[Answer] = set()
+        self.held = Held(self)
+        self.classes = {c.name: ClassFigures(c, metrics) for c in config.classes}
+        self.started_at = self.now()
+        self.draining = False
+        self._awake: list[Answer] = []
+        self._decisions = metrics.decision.child()
+        self._prompts = metrics.request_prompt.child()
+        self._outputs = metrics.request_output.child()
+        self._sources = [metrics.prompt_tokens.child(s) for s in ("cached", "transferred", "computed")]
+        self._over, self._under = metrics.ttft_error.child("over"), metrics.ttft_error.child("under")
+        self._tenant = metrics.tenant_tokens.child("default")
+        self._gauges()
+
+    # Fronts.
+
+    def answer(self, request: Request, deadline: float | None) -> "Opened":
+        """`async with dispatcher.answer(request, deadline) as answer`. The deadline is in the loop's time."""
+        return Opened(self, request, deadline)
+
+    async def open(self, request: Request, deadline: float | None) -> Answer:
+        """Tokenized, checked and placed, or waiting for a worker. Raises a Fault."""
+        received_at = self.now()
+        try:
+            return await self._open(request, deadline, received_at)
+        except Fault as fault:
+            self.refused(fault, request)
+            raise
+        except asyncio.CancelledError:
+            self._count(request.model, request.service_class, "cancelled")
+            raise
+
+    async def _open(self, request: Request, deadline: float | None, received_at: float) -> Answer:
+        if self.draining:
+            raise Unavailable("the router is shutting down")
+        if len(self.open_answers) >= self.config.limits.max_open_requests:
+            raise Shed("too many open requests", RETRY_AFTER_S)
+        if deadline is not None and deadline <= received_at:
+            raise Expired
+        hold_until = received_at + self.config.hold_s
+        model = self._model(request)
+        while model is None:
+            await self.held.until_change(request, hold_until, deadline)
+            model = self._model(request)
+        encoded = await model.encode(request)
+        ids, keys = encoded.ids, encoded.keys
+        sampling = check_against_model(request, len(ids), model)
+        answer = Answer(request, model.name, time.time(), received_at, self._wake)
+        answer.prompt_tokens = len(ids)
+        answer.settle = self._settle
+        self.open_answers.add(answer)
+        self.budget = self.budget.opened()
+        if deadline is not None:
+            loop = asyncio.get_running_loop()
+            answer.deadline_timer = loop.call_at(deadline, answer.fail, Expired())
+        answer.open_choices = request.n
+        for index in range(request.n):
+            own = ids if index == 0 else ids[:]
+            answer.choices.append(Choice(self, answer, index, model, keys, own, sampling_of_choice(sampling, index)))
+        for choice in answer.choices:
+            choice.held_until = hold_until if deadline is None else min(hold_until, deadline)
+            choice.begin(self.config.lease_margin_s)
+        return answer
+
+    def refused(self, fault: Fault, request: Request | None = None) -> None:
+        """A request that got no Answer."""
+        self.metrics.dropped.child(fault.code).value += 1
+        if request is not None:
+            # The name is the client's until a model of that name is known: never a label.
+            model = request.model if not isinstance(fault, UnknownModel) else ""
+            self._count(model, request.service_class, fault.code)
+            self.request_log.write(request.request_id, fault.code, '"tokens": 0')
+        else:
+            self._count("", "", fault.code)
+
+    def models(self) -> list[ModelCard]:
+        return [
+            ModelCard(name=m.name, max_model_len=m.max_model_len, created_s=int(m.created_s)) for m in self.model_store.served()
+        ]
+
+    def ready(self) -> bool:
+        if self.draining:
+            return False
+        return any(m.attached for m in self.fleet.members.values()) or (
+            self.now() - self.started_at >= self.config.ready_after_s
+        )
+
+    def status(self) -> StatusResponse:
+        now = self.now()
+        out = StatusResponse(router_id=self.config.router_id, open_streams=len(self.open_answers), uptime_s=now - self.started_at)
+        for member in sorted(self.fleet.members.values(), key=lambda m: m.name):
+            hello, load = member.hello, member.load
+            out.workers.append(
+                WorkerStatus(
+                    worker_id=member.name, pool=hello.pool, role=hello.role, state=self.fleet.state(member, now),
+                    address=hello.address, model=hello.model, running=load.running, waiting=load.waiting,
+                    kv_usage=load.kv_usage, kv_blocks=self.fleet.index.held(member.slot), legs=member.legs,
+                    incarnation=hello.incarnation,
+                )  # fmt: skip
+            )
+        for name, figures in self.classes.items():
+            for objective in ("ttft", "tpot"):
+                judged, met = int(figures.judged[objective].value), int(figures.attained[objective].value)
+                out.slo.append(SloStatus(service_class=name, objective=objective, judged=judged, attained=met))
+        return out
+
+    def _model(self, request: Request) -> Model | None:
+        """The model a request means, once it can be served; None: wait."""
+        served = self.model_store.served()
+        if request.model:
+            found = self.model_store.by_name(request.model)
+            if found is None and served and request.model != self.config.model:
+                raise UnknownModel(request.model[:128])
+            return found
+        if len(served) > 1:
+            raise CallerFault("model", f"must be one of: {', '.join(sorted(m.name for m in served))}")
+        return served[0] if served else None
+
+    # What a choice's machine asks for.
+
+    def pick(self, choice: Choice, action: legs.Pick) -> None:
+        if action.spends:
+            self.budget = self.budget.spent()
+        if action.why != "new":
+            self.metrics.failovers.child(action.why).value += 1
+        choice.exclude = action.exclude
+        self.place(choice)
+
+    def place(self, choice: Choice) -> None:
+        """Match, predict, book and start in one step; where nobody can run it, it waits."""
+        began = time.perf_counter()
+        chain, model, figures = choice.chain, choice.model, self.classes[choice.answer.service_class]
+        matched = self.fleet.index.match(choice.keys) if len(choice.keys) else {}
+        request = PickRequest(
+            prompt_tokens=chain.prompt_len + chain.emitted,
+            max_tokens=chain.max_tokens - chain.emitted,
+            matched=matched,
+            ttft_slo_s=figures.service_class.ttft_s,
+            tpot_slo_s=figures.service_class.tpot_s,
+            exclude=choice.exclude,
+            prefer=self.config.topology_mode,
+        )
+        now = self.now()
+        decision = place(request, self.fleet.candidates(model.digest, now), self.fleet.ledger, now)
+        self._decisions.observe(time.perf_counter() - began)
+        if isinstance(decision, Placement):
+            choice.step(legs.Placed(decision))
+        elif not self.held.hold(choice):
+            choice.step(legs.Unplaced("no_worker", decision.explain()))
+
+    def start(self, choice: Choice, spec: legs.LegSpec) -> None:
+        self.last_leg_id = spec.leg_id
+        command = StartLeg(
+            leg_id=spec.leg_id,
+            request_id=choice.answer.request_id,
+            token_ids=choice.ids.tobytes(),
+            emitted=choice.emitted,
+            chars_sent=choice.chars_sent,
+            sampling=choice.sampling,
+            max_leg_tokens=spec.max_leg_tokens,
+            priority=self.classes[choice.answer.service_class].priority,
+        )
+        if spec.kv is not None and isinstance(spec.kv.source, KvSource):
+            command.kv.CopyFrom(spec.kv.source)
+            command.kv.lease_ms = max(0, int((spec.kv.expires_at - self.now()) * 1000))
+        self.fleet.ledger.sent(spec.hold, spec.slot, spec.leg_id)
+        link = self.links.get(spec.slot)
+        if link is None:
+            asyncio.get_running_loop().call_soon(self._lose_unstarted, choice, spec.leg_id)
+        else:
+            link.start(command, choice)
+
+    def _lose_unstarted(self, choice: Choice, leg_id: int) -> None:
+        if choice.leg is not None and choice.leg.leg_id == leg_id:
+            choice.lost("the worker left before the leg began")
+
+    def abort(self, slot: int, leg_id: int) -> None:
+        link = self.links.get(slot)
+        if link is not None:
+            link.abort(leg_id)
+
+    def reject_kv(self, choice: Choice, slot: int, kv: legs.KvRef) -> None:
+        link, source = self.links.get(slot), kv.source
+        if not isinstance(source, KvSource):
+            return
+        if self.now() >= kv.expires_at - self.config.lease_margin_s:
+            self.metrics.kv_expired.child().value += 1
+        if link is not None and link.member.hello.incarnation == source.incarnation:
+            link.reject_kv(source)
+
+    def failed(self, choice: Choice, action: legs.Fail) -> None:
+        answer = choice.answer
+        fault: Fault
+        if action.status == "invalid_argument":
+            fault = CallerFault(action.field, action.message or "refused by the worker")
+        elif action.status == "aborted":
+            fault = Broken(f"{action.reason}: {action.message}" if action.message else action.reason)
+        else:
+            fault = Unavailable(f"{action.reason}: {action.message}" if action.message else action.reason, RETRY_AFTER_S)
+        if any(other.emitted for other in answer.choices) and isinstance(fault, Unavailable):
+            fault = Broken(fault.message)  # another choice's tokens are out: asking again is not safe
+        answer.fail(fault)
+
+    def log_leg(self, choice: Choice, leg: LegRecord, reason: str) -> None:
+        event(
+            log, "leg failed", logging.WARNING, request_id=choice.answer.request_id, leg_id=leg.leg_id, kind=leg.kind,
+            worker=leg.worker, outcome=leg.outcome, reason=reason[:300], emitted=choice.emitted,
+        )  # fmt: skip
+
+    def leg_outcome(self, kind: str, outcome: str) -> None:
+        self.metrics.legs.child(kind, outcome).value += 1
+
+    def unhold(self, choice: Choice) -> None:
+        self.held.drop(choice)
+
+    def worker_name(self, slot: int) -> str:
+        member = self.fleet.members.get(slot)
+        return member.name if member is not None else f"slot {slot}"
+
+    # The feed.
+
+    def fleet_changed(self) -> None:
+        self.held.fleet_changed()
+
+    def member_gone(self, member: Member) -> None:
+        """Its slot is about to mean nobody: whatever still counts on it hears so."""
+        link = self.links.pop(member.slot, None)
+        if link is not None:
+            link.close("the worker is gone")
+        for answer in list(self.open_answers):
+            for choice in answer.choices:
+                placed = choice.chain.placement
+                if placed is not None and member.slot in (placed.slot, placed.prefill_slot):
+                    choice.step(legs.WorkerLost(member.slot))
+
+    # Figures.
+
+    def first_token(self, choice: Choice) -> None:
+        now, answer = self.now(), choice.answer
+        choice.first_at = now
+        ttft_s = now - answer.received_at
+        figures, placed = self.classes[answer.service_class], choice.chain.placement
+        kind = placed.kind if placed is not None else "colocated"
+        key = (answer.model, kind)
+        spread = figures.ttft.get(key)
+        if spread is None:
+            spread = figures.ttft[key] = self.metrics.ttft.child(answer.model, answer.service_class, kind)
+        spread.observe(ttft_s)
+        if placed is not None:
+            error = placed.ttft_s - ttft_s
+            (self._over if error > 0 else self._under).observe(abs(error))
+        self._judge(figures, "ttft", attained(ttft_s, None, figures.targets).ttft)
+
+    def _judge(self, figures: ClassFigures, objective: str, met: bool | None) -> None:
+        if met is not None:
+            figures.judged[objective].value += 1
+            figures.attained[objective].value += met
+
+    def choice_finished(self, choice: Choice) -> None:
+        answer, tpot_s = choice.answer, choice.tpot_s
+        if tpot_s is None:
+            return
+        figures, placed = self.classes[answer.service_class], choice.chain.placement
+        key = (answer.model, placed.kind if placed is not None else "colocated")
+        spread = figures.tpot.get(key)
+        if spread is None:
+            spread = figures.tpot[key] = self.metrics.tpot.child(answer.model, answer.service_class, key[1])
+        spread.observe(tpot_s)
+        self._judge(figures, "tpot", attained(None, tpot_s, figures.targets).tpot)
+
+    def _settle(self, answer: Answer, outcome: str) -> None:
+        self.open_answers.discard(answer)
+        self.budget = self.budget.closed()
+        emitted = 0
+        workers = []
+        for choice in answer.choices:
+            emitted += choice.emitted
+            if choice.records:
+                usage = choice.usage()
+                tokens = (usage.cached_tokens, usage.transferred_tokens, usage.computed_tokens)
+                for count, value in zip(self._sources, tokens, strict=True):
+                    count.value += value
+                workers += [record.worker for record in choice.records]
+            if not choice.emitted and isinstance(answer.fault, Unavailable | Expired):
+                self._judge(self.classes[answer.service_class], "ttft", met=False)
+        self.metrics.generated.value += emitted
+        self._tenant.value += emitted + answer.prompt_tokens
+        self._prompts.observe(answer.prompt_tokens)
+        self._outputs.observe(emitted)
+        self._count(answer.model, answer.service_class, outcome)
+        if answer.fault is not None:
+            self.metrics.dropped.child(answer.fault.code).value += 1
+        if self.request_log.enabled:
+            first = answer.choices[0].first_at if answer.choices else 0.0
+            ttft = f"{first - answer.received_at:.6f}" if first else "null"
+            ran = '", "'.join(workers)
+            self.request_log.write(
+                answer.request_id,
+                outcome,
+                f'"prompt_tokens": {answer.prompt_tokens}, "tokens": {emitted}, "ttft_s": {ttft}, '
+                f'"total_s": {self.now() - answer.received_at:.6f}, "workers": ["{ran}"]',
+            )
+
+    def _count(self, model: str, service_class: str, outcome: str) -> None:
+        self.metrics.requests.child(model, service_class, outcome).value += 1
+
+    def _gauges(self) -> None:
+        gauge = self.metrics.gauge
+        gauge("penstock_router_queue_requests", "Requests that wait for a worker.", (), lambda: [((), len(self.held))])
+        gauge("penstock_router_queue_tokens", "Their prompt tokens; text not yet tokenized counts a quarter of its characters.",
+              (), lambda: [((), self.held.tokens())])  # fmt: skip
+        gauge("penstock_router_workers", "Workers by state.", ("pool", "role", "state"), lambda: self.fleet.count(self.now()))
+        gauge("penstock_router_index_blocks", "KV blocks known, each once per worker.", (), lambda: [((), self.fleet.index.blocks())])
+        gauge("penstock_router_open_streams", "Answers being made.", (), lambda: [((), len(self.open_answers))])
+        gauge("penstock_router_panic", "1 while staleness is ignored because most workers look stale.",
+              (), lambda: [((), float(self.fleet.panic))])  # fmt: skip
+
+    # Delivery.
+
+    def _wake(self, answer: Answer) -> None:
+        if not self._awake:
+            asyncio.get_running_loop().call_soon(self._deliver)
+        self._awake.append(answer)
+
+    def _deliver(self) -> None:
+        awake, self._awake = self._awake, []
+        for answer in awake:
+            try:
+                answer.deliver()
+            except Exception:  # noqa: BLE001 - a defect in one answer's delivery must not stop the others'
+                log.exception("delivery failed", extra={"fields": {"request_id": answer.request_id}})
+                answer.fail(Internal(answer.request_id))
+
+
+class Opened:
+    """The context of one answer: whatever way it is left, what still runs is cancelled."""
+
+    __slots__ = ("_answer", "_deadline", "_dispatcher", "_request")
+
+    def __init__(self, dispatcher: Dispatcher, request: Request, deadline: float | None) -> None:
+        self._dispatcher, self._request, self._deadline = dispatcher, request, deadline
+        self._answer: Answer | None = None
+
+    async def __aenter__(self) -> Answer:
+        self._answer = await self._dispatcher.open(self._request, self._deadline)
+        return self._answer
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._answer is not None:
+            self._answer.cancel()

@@ -1,0 +1,171 @@
+"""The router process: `penstock router --config FILE`.
+
+Promise: it listens before it has a single worker, says so in one log line with the ports it took, and on SIGTERM stops
+being ready, finishes open streams within the grace, ends the rest with UNAVAILABLE, and exits 0.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import uvloop
+from aiohttp.web import AppRunner
+
+from .config import ConfigError, RouterConfig, load
+from .dispatch import Dispatcher
+from .feed.attach import Attachment
+from .feed.fleet import Fleet, Member
+from .feed.join import JoinFront
+from .feed.model_files import ModelFiles
+from .feed.models import Loader, Models, Text
+from .log import RequestLog, configure, event
+from .metrics import RouterMetrics
+from .request import limits_of
+from .serve.grpc_front import InferenceFront, register_health, register_reflection
+from .serve.http_front import listen, make_app
+from .wire.frames import Limits as WireLimits
+from .wire.server import Server
+
+log = logging.getLogger("penstock.router")
+FLEET = "penstock.v1.Fleet"
+SWEEP_S = 0.25
+
+
+class Router:
+    """All parts of one router on one loop."""
+
+    def __init__(self, config: RouterConfig, load_text: Loader | None = None) -> None:
+        self.config = config
+        loop = asyncio.get_running_loop()
+        self.metrics = RouterMetrics()
+        self.fleet = Fleet(
+            stale_after_s=config.stale_after_s, panic_threshold=config.panic_threshold, forget_after_s=config.forget_after_s
+        )
+        self.models = Models(self.fleet, ModelFiles(config.cache_dir), load_text or _load_text)
+        self.request_log = RequestLog(enabled=logging.getLogger("penstock.request").isEnabledFor(logging.INFO))
+        self.dispatcher = Dispatcher(config, self.fleet, self.models, self.metrics, request_log=self.request_log)
+        self.fleet.on_gone = self._gone
+        self.fleet.on_change = self.dispatcher.fleet_changed
+        self.join = JoinFront(
+            self.fleet, config.router_id, loop.time, model=config.model, gaps=self.metrics.kv_gaps.child(), on_joined=self._joined
+        )
+        bounds = WireLimits(
+            max_message=config.limits.max_message_bytes, max_streams=config.limits.max_streams_per_connection
+        )
+        self.grpc = Server(bounds)
+        self.reports = Server(WireLimits(max_resets=1 << 30))
+        InferenceFront(self.dispatcher, limits_of(config), config.stall_s).register(self.grpc)
+        self.reports.add(FLEET, {"Join": self.join.join})
+        register_health(self.reports, lambda: True)
+        register_reflection(self.reports, (FLEET,))
+        self.app = make_app(self.dispatcher, self.metrics, config)
+        self.ports: dict[str, int] = {}
+        self._http: AppRunner | None = None
+        self._attachments: set[Attachment] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        config = self.config
+        self.ports["grpc"] = await self.grpc.listen(config.grpc_listen)
+        self.ports["reports"] = await self.reports.listen(config.reports_listen)
+        host, _, port = config.http_listen.rpartition(":")
+        self._http, self.ports["http"] = await listen(self.app, host.strip("[]"), int(port))
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+        event(log, "listening", router_id=config.router_id, **self.ports)
+
+    async def stop(self, grace_s: float) -> None:
+        """Not ready from now on; open streams get the grace."""
+        self.dispatcher.draining = True
+        event(log, "draining", open_streams=len(self.dispatcher.open_answers), grace_s=grace_s)
+        self.dispatcher.fleet_changed()
+        self.grpc.drain()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + grace_s
+        while self.dispatcher.open_answers and loop.time() < end:
+            await asyncio.sleep(0.02)
+        await self.grpc.stop(0.1)
+        if self._http is not None:
+            await self._http.cleanup()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+        await self.reports.stop()
+        for member in list(self.fleet.members.values()):
+            self.fleet.forget(member)
+        for attachment in list(self._attachments):
+            await attachment.closed()
+        self.request_log.flush()
+        event(log, "stopped")
+
+    def _joined(self, member: Member) -> None:
+        if member.slot not in self.dispatcher.links:
+            link = Attachment(member, self.fleet, self.config.router_id, self.models.prepare)
+            self.dispatcher.links[member.slot] = link
+            self._attachments.add(link)
+
+    def _gone(self, member: Member) -> None:
+        link = self.dispatcher.links.get(member.slot)
+        self.dispatcher.member_gone(member)
+        if link is not None:
+            asyncio.get_running_loop().create_task(self._closed(link))
+
+    async def _closed(self, link: Attachment) -> None:
+        await link.closed()
+        self._attachments.discard(link)
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            for member in self.fleet.sweep(loop.time()):
+                event(log, "worker forgotten", logging.WARNING, worker=member.name)
+
+
+def _load_text(files: Mapping[str, bytes], member: Member) -> Text:
+    from .text.model import TextModel
+
+    return TextModel.load(files)
+
+
+async def run(config: RouterConfig) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    router = Router(config)
+    await router.start()
+    # What start-up made lives as long as the process: the collector need not walk it again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    await stop.wait()
+    await router.stop(config.grace_s)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="penstock router", description="Runs one router.")
+    parser.add_argument("--config", required=True, type=Path, help="YAML or JSON file of router settings")
+    args = parser.parse_args(argv)
+    try:
+        config = load(args.config)
+    except ConfigError as error:
+        print(f"penstock router: {error}", file=sys.stderr)
+        return 2
+    configure(config.log_level)
+    try:
+        uvloop.run(run(config))
+    except OSError as error:
+        print(f"penstock router: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

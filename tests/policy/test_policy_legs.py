@@ -1,0 +1,357 @@
+"""The legs machine under every sequence of events that a router, its workers and its clients can produce."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock_policy.legs.budget import FLOOR, RATIO, RetryBudget
+from penstock_policy.legs.machine import (
+    MAX_ATTEMPTS,
+    Abort,
+    ClientGone,
+    Fail,
+    Finish,
+    Finished,
+    KvRef,
+    LegEnded,
+    LegFailed,
+    Pick,
+    Placed,
+    RejectKv,
+    Release,
+    Start,
+    Unplaced,
+    WorkerDraining,
+    WorkerLost,
+    open_chain,
+    progress,
+    step,
+)
+from penstock_policy.pick.decision import Placement, Reason
+
+LEASE, MARGIN = 12.0, 1.0
+WORKERS = (1, 2, 3, 4)
+
+
+def placement(slot, prefill_slot=None, hold=10, prefill_hold=11):
+    kind = "colocated" if prefill_slot is None else "disaggregated"
+    held = 0 if prefill_slot is None else prefill_hold
+    return Placement(kind, slot, prefill_slot, 0.0, 0.0, Reason.ONLY, 1, hold, held)
+
+
+def run(events, max_tokens=16, leg_id=100):
+    """Feed events, or (leg_id, tokens) for progress; returns the chain and the actions of each step."""
+    chain, actions = open_chain(20, max_tokens, MARGIN)
+    steps = [actions]
+    for event in events:
+        if isinstance(event, tuple):
+            chain = progress(chain, event[0], event[1], 0)
+            continue
+        chain, actions = step(chain, event, 0.0, leg_id, True)
+        leg_id += 1
+        steps.append(actions)
+    return chain, steps
+
+
+def started(actions):
+    (leg,) = [action.leg for action in actions if isinstance(action, Start)]
+    return leg
+
+
+# -- scenarios
+
+
+def test_a_colocated_answer_is_one_whole_leg():
+    chain, steps = run([Placed(placement(2)), (100, 5), LegEnded(100, Finish.STOP)])
+    leg = started(steps[1])
+    assert (leg.kind, leg.slot, leg.max_leg_tokens, leg.kv, leg.hold) == ("whole", 2, 0, None, 10)
+    assert steps[2] == (Finished(Finish.STOP), Release(10))
+    assert chain.phase == "done" and chain.emitted == 5
+
+
+def test_a_pair_prefills_one_token_and_decodes_from_its_kv():
+    kv = KvRef(1, 20, LEASE)
+    chain, steps = run([Placed(placement(2, 1)), (100, 1), LegEnded(100, Finish.LEG_END, kv)])
+    first, second = started(steps[1]), started(steps[2])
+    assert (first.kind, first.slot, first.max_leg_tokens, first.hold) == ("prefill", 1, 1, 11)
+    assert (second.kind, second.slot, second.max_leg_tokens, second.hold) == ("decode", 2, 0, 10)
+    assert second.kv is kv and steps[2][0] == Release(11)
+    assert not chain.accepts(100) and chain.accepts(101)
+
+
+def test_a_prefill_that_ends_the_answer_needs_no_decode():
+    kv = KvRef(1, 20, LEASE)
+    _, steps = run([Placed(placement(2, 1)), (100, 1), LegEnded(100, Finish.STOP, kv)])
+    assert steps[2] == (RejectKv(1, kv), Finished(Finish.STOP), Release(10), Release(11))
+
+
+def test_one_token_runs_whole_where_it_would_be_prefilled():
+    _, steps = run([Placed(placement(2, 1))], max_tokens=1)
+    leg = started(steps[1])
+    assert (leg.kind, leg.slot, leg.max_leg_tokens) == ("whole", 1, 0)
+    assert Release(10) in steps[1]
+
+
+def test_kv_older_than_its_lease_less_the_margin_is_rejected_and_computed_again():
+    kv = KvRef(1, 20, MARGIN)
+    _, steps = run([Placed(placement(2, 1)), (100, 1), LegEnded(100, Finish.LEG_END, kv)])
+    assert steps[2][0] == RejectKv(1, kv) and started(steps[2]).kv is None
+
+
+def test_a_failed_transfer_is_computed_on_the_same_worker():
+    kv = KvRef(1, 20, LEASE)
+    events = [Placed(placement(2, 1)), (100, 1), LegEnded(100, Finish.LEG_END, kv), LegFailed(101, "transfer")]
+    chain, steps = run(events)
+    leg = started(steps[3])
+    assert (leg.kind, leg.slot, leg.kv, leg.hold) == ("decode", 2, None, 10)
+    assert steps[3][0] == RejectKv(1, kv) and chain.attempts == 1
+
+
+def test_a_decode_worker_that_dies_during_prefill_is_replaced_by_the_prefill_worker():
+    kv = KvRef(1, 20, LEASE)
+    _, steps = run([Placed(placement(2, 1)), WorkerLost(2), (100, 1), LegEnded(100, Finish.LEG_END, kv)])
+    assert steps[2] == ()
+    leg = started(steps[3])
+    assert (leg.kind, leg.slot, leg.kv) == ("decode", 1, None) and RejectKv(1, kv) in steps[3]
+
+
+def test_a_decode_leg_that_produced_nothing_goes_home_to_the_prefill_worker_once():
+    events = [Placed(placement(2, 1)), (100, 1), LegEnded(100, Finish.LEG_END), LegFailed(101, "refused")]
+    _, steps = run(events)
+    assert started(steps[3]).slot == 1
+    _, steps = run([*events, LegFailed(102, "refused", "draining")])
+    assert [a for a in steps[4] if isinstance(a, Fail)] == [Fail("aborted", "refused", "draining")]
+
+
+def test_a_worker_lost_before_the_first_token_is_left_without_spending_the_budget():
+    _, steps = run([Placed(placement(2)), WorkerLost(2)])
+    assert steps[2] == (Release(10), Pick(frozenset({2}), "worker_lost", spends=False))
+    _, steps = run([Placed(placement(2)), WorkerLost(2), Placed(placement(3)), WorkerLost(3)])
+    assert steps[4][-1] == Pick(frozenset({2, 3}), "worker_lost", spends=True)
+
+
+def test_a_failure_before_the_first_token_ends_unavailable_when_the_budget_is_spent():
+    chain, _ = run([Placed(placement(2))])
+    _, actions = step(chain, LegFailed(100, "worker", "broken"), 0.0, 101, may_retry=False)
+    assert actions == (Fail("unavailable", "retries_exhausted", "worker_failed: broken"), Release(10))
+
+
+def test_a_failure_after_the_first_token_aborts():
+    for event in (WorkerLost(2), LegFailed(100, "worker"), LegEnded(100, Finish.ABORT)):
+        _, steps = run([Placed(placement(2)), (100, 1), event])
+        assert [a.status for a in steps[2] if isinstance(a, Fail)] == ["aborted"]
+
+
+def test_the_callers_fault_is_told_to_the_caller():
+    _, steps = run([Placed(placement(2)), LegFailed(100, "caller", "does not compile", "sampling.regex")])
+    assert steps[2][0] == Fail("invalid_argument", "caller", "does not compile", "sampling.regex")
+
+
+def test_a_client_that_leaves_frees_the_leg_its_kv_and_its_bookings():
+    kv = KvRef(1, 20, LEASE)
+    events = [Placed(placement(2, 1)), (100, 1), LegEnded(100, Finish.LEG_END, kv), ClientGone()]
+    _, steps = run(events)
+    assert steps[3] == (Abort(2, 101), RejectKv(1, kv), Release(10))
+    late = KvRef(1, 20, LEASE)
+    _, steps = run([Placed(placement(2, 1)), ClientGone(), LegEnded(100, Finish.LEG_END, late)])
+    assert steps[2] == (Abort(1, 100), Release(10), Release(11)) and steps[3] == (RejectKv(1, late),)
+
+
+def test_a_placement_that_comes_too_late_is_released():
+    _, steps = run([ClientGone(), Placed(placement(2, 1))])
+    assert steps[2] == (Release(11), Release(10))
+
+
+def test_a_request_that_nobody_can_run_is_unavailable():
+    _, steps = run([Unplaced("none_ready", "no worker is ready")])
+    assert steps[1] == (Fail("unavailable", "none_ready", "no worker is ready"),)
+
+
+# -- every history
+
+
+class World:
+    """A router's edge with workers that do what they are told, or fail; keeps the promises' books."""
+
+    def __init__(self, max_tokens):
+        self.now, self.leg_id, self.hold = 0.0, 0, 0
+        self.running = {}  # leg id -> slot, legs that workers still run
+        self.legs = {}  # leg id -> LegSpec
+        self.holds, self.released = [], []
+        self.kvs, self.rejected = [], []
+        self.taken = {}  # id of kv -> leg id
+        self.used = set()  # legs that produced output or ended the answer
+        self.ends, self.gone, self.placings, self.spent = [], False, 0, 0
+        self.max_tokens, self.lost = max_tokens, set()
+        self.chain, actions = open_chain(20, max_tokens, MARGIN)
+        self.do(actions)
+
+    def do(self, actions):
+        starts = 0
+        for action in actions:
+            match action:
+                case Start(leg):
+                    starts += 1
+                    assert not self.ends and not self.gone and leg.leg_id == self.leg_id
+                    assert leg.hold in self.holds and leg.hold not in self.released
+                    assert leg.slot not in self.lost, "a leg on a worker known to be dead"
+                    self.running[leg.leg_id], self.legs[leg.leg_id] = leg.slot, leg
+                    if leg.kv is not None:
+                        assert id(leg.kv) not in self.taken and self.now < leg.kv.expires_at - MARGIN
+                        assert not any(kv is leg.kv for kv in self.rejected)
+                        self.taken[id(leg.kv)] = leg.leg_id
+                case Abort(slot, leg_id):
+                    assert self.running.pop(leg_id) == slot
+                case RejectKv(slot, kv):
+                    assert kv.slot == slot and not any(kv is other for other in self.rejected)
+                    self.rejected.append(kv)
+                case Release(hold):
+                    self.released.append(hold)
+                case Pick(exclude, _, spends):
+                    self.placings += 1
+                    self.spent += spends
+                    self.lost.clear()
+                    assert not self.running and self.chain.phase == "placing"
+                    assert exclude == self.chain.exclude
+                case Finished() | Fail():
+                    self.ends.append(action)
+        assert starts <= 1 and len(self.running) <= 1
+
+    def tell(self, event, may_retry=True):
+        self.leg_id += 1
+        self.chain, actions = step(self.chain, event, self.now, self.leg_id, may_retry)
+        self.do(actions)
+
+    def new_hold(self):
+        self.hold += 1
+        self.holds.append(self.hold)
+        return self.hold
+
+    def make_kv(self, slot, lease):
+        kv = KvRef(slot, 21, self.now + lease)
+        if slot not in self.lost:
+            self.kvs.append(kv)
+        return kv
+
+    def act(self, kind, a, b, flag):
+        leg_id, slot = next(iter(self.running.items()), (0, 0))
+        if kind in ("tokens", "end", "fail"):
+            if leg_id:
+                getattr(self, kind)(leg_id, slot, a, b, flag)
+        else:
+            getattr(self, kind)(slot, a, b, flag)
+
+    def tokens(self, leg_id, slot, a, b, flag):
+        room = self.max_tokens - self.chain.emitted
+        count = min(1 + a, room, self.legs[leg_id].max_leg_tokens or room)
+        self.chain = progress(self.chain, leg_id, count, self.chain.chars_sent)
+        if count:
+            self.used.add(leg_id)
+
+    def end(self, leg_id, slot, a, b, flag):
+        del self.running[leg_id]
+        finish = (Finish.STOP, Finish.LENGTH, Finish.LEG_END, Finish.LEG_END, Finish.LEG_END, Finish.ABORT)[a % 6]
+        if finish in (Finish.STOP, Finish.LENGTH):
+            self.used.add(leg_id)
+        with_kv = flag and finish is not Finish.ABORT
+        self.tell(LegEnded(leg_id, finish, self.make_kv(slot, b) if with_kv else None), b != 3)
+
+    def fail(self, leg_id, slot, a, b, flag):
+        del self.running[leg_id]
+        self.tell(LegFailed(leg_id, ("caller", "worker", "transfer", "refused")[a % 4]), flag)
+
+    def place(self, slot, a, b, flag):
+        if self.chain.phase == "placing":
+            self.lost.clear()
+        usable = [w for w in WORKERS if w not in self.chain.exclude] or list(WORKERS)
+        where, other = usable[a % len(usable)], usable[b % len(usable)]
+        if flag and where != other:
+            self.tell(Placed(placement(where, other, self.new_hold(), self.new_hold())))
+        else:
+            self.tell(Placed(placement(where, None, self.new_hold())))
+
+    def lose(self, slot, a, b, flag):
+        lost = slot if flag and slot else WORKERS[a % len(WORKERS)]
+        self.running = {leg_id: where for leg_id, where in self.running.items() if where != lost}
+        self.lost.add(lost)
+        self.kvs = [kv for kv in self.kvs if kv.slot != lost]
+        self.tell(WorkerLost(lost), b != 3)
+
+    def stale(self, slot, a, b, flag):
+        """A leg that no longer counts: whatever it says changes nothing, and its KV is rejected."""
+        old = [leg_id for leg_id in sorted(self.legs) if leg_id not in self.running]
+        if not old:
+            return
+        leg_id = old[a % len(old)]
+        before = self.chain
+        self.chain = progress(self.chain, leg_id, 3, 99)
+        if flag:
+            self.tell(LegEnded(leg_id, Finish.LEG_END, self.make_kv(self.legs[leg_id].slot, b)))
+        else:
+            self.tell(LegFailed(leg_id, "worker"))
+        assert self.chain == before
+
+    def unplaced(self, slot, a, b, flag):
+        self.tell(Unplaced("none_ready"))
+
+    def drain(self, slot, a, b, flag):
+        self.tell(WorkerDraining(WORKERS[a % len(WORKERS)]))
+
+    def leave(self, slot, a, b, flag):
+        self.tell(ClientGone())
+        self.gone = True
+
+    def wait(self, slot, a, b, flag):
+        self.now += b
+
+
+kinds = ["place"] * 4 + ["tokens"] * 4 + ["end"] * 4 + ["fail", "fail", "lose", "stale", "drain", "wait", "unplaced", "leave"]
+histories = st.lists(
+    st.tuples(st.sampled_from(kinds), st.integers(0, 5), st.integers(0, 5), st.booleans()), min_size=4, max_size=24
+)
+
+
+@pytest.mark.slow
+@given(st.integers(1, 4), histories)
+@settings(max_examples=700, deadline=None)
+def test_every_history_keeps_the_promises(max_tokens, history):
+    world = World(max_tokens)
+    for kind, a, b, flag in history:
+        world.act(kind, a, b, flag)
+        assert len(world.ends) <= 1
+        assert (world.chain.phase == "done") == bool(world.ends or world.gone)
+        assert world.chain.attempts <= MAX_ATTEMPTS
+        open_holds = set(world.holds) - set(world.released)
+        assert open_holds == set(world.chain.holds) and len(world.released) == len(set(world.released))
+    world.tell(ClientGone())
+    assert not world.running and set(world.released) == set(world.holds)
+    for kv in world.kvs:
+        rejected = any(kv is other for other in world.rejected)
+        assert rejected or world.taken.get(id(kv)) in world.used
+    assert world.chain.emitted <= max_tokens
+
+
+def test_the_budget_lets_a_fifth_of_the_requests_be_tried_again_and_never_under_three():
+    budget = RetryBudget()
+    for _ in range(int(FLOOR)):
+        assert budget.allows()
+        budget = budget.spent()
+    assert not budget.allows()
+    for _ in range(5):
+        budget = budget.opened()
+    assert budget.allows()
+
+
+@given(st.lists(st.sampled_from(["open", "close", "retry"]), max_size=200))
+@settings(max_examples=150, deadline=None)
+def test_retries_never_exceed_the_floor_and_a_fifth_of_the_requests(history):
+    budget, opened, retried = RetryBudget(), 0, 0
+    for kind in history:
+        if kind == "open":
+            budget, opened = budget.opened(), opened + 1
+        elif kind == "close" and budget.active:
+            budget = budget.closed()
+        elif kind == "retry" and budget.allows():
+            budget, retried = budget.spent(), retried + 1
+        assert retried <= FLOOR + RATIO * opened + 1e-6
+        assert 0 <= budget.saved <= max(FLOOR, RATIO * budget.active)
