@@ -10,7 +10,7 @@ from pathlib import Path
 from penstock_cli.output import Failure, Usage, say
 from penstock_operator.api import LLMService, ManifestError, default_text, load, unsupported, without_effect
 from penstock_operator.local import state
-from penstock_operator.local.ports import Listen, split
+from penstock_operator.local.ports import Listen, check
 from penstock_operator.local.state import LocalError
 
 _DEFAULTS = Listen()
@@ -63,8 +63,7 @@ def _read(file: str | None) -> LLMService:
 def _listen(arguments: argparse.Namespace) -> Listen:
     listen = Listen(arguments.http or _DEFAULTS.http, arguments.grpc or _DEFAULTS.grpc, arguments.reports or _DEFAULTS.reports)
     try:
-        for flag in ("http", "grpc", "reports"):
-            split(flag, getattr(listen, flag))
+        check(listen)
     except ValueError as error:
         raise Usage(str(error)) from error
     return listen

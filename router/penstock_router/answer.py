@@ -5,10 +5,9 @@ carries its finish reason, and a fault comes after all that was produced before 
 """
 
 import asyncio
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from penstock_proto.v1.common_pb2 import TokenLogprob
 from penstock_proto.v1.inference_pb2 import GenerateResponse, Placement, Usage
@@ -19,7 +18,6 @@ from .request import Request
 if TYPE_CHECKING:
     from .choice import Choice
 
-NO_IDS: Final[array[int]] = array("I")
 
 
 @dataclass(slots=True, eq=False)

@@ -296,7 +296,7 @@ class Dispatcher:
         self.held.fleet_changed()
 
     def member_gone(self, member: Member) -> None:
-        """Its slot is about to mean nobody: whatever still counts on it hears so."""
+        """Whatever still counts on it hears so."""
         link = self.links.pop(member.slot, None)
         if link is not None:
             link.close("the worker is gone")

@@ -46,11 +46,14 @@ class WorkerConfig(BaseModel):
 
     worker_id: str = Field("worker", min_length=1, max_length=200, description="unique among the service's workers")
     pool: Literal["prefill", "decode", "workers"] = Field("workers", description="what was deployed")
-    source: str = Field("penstock://tiny", min_length=1, description="penstock://tiny, file:///path or a folder with the model")
+    source: str = Field("penstock://tiny", min_length=1, description="penstock://tiny, file:///PATH or hf://ORG/NAME")
     model: str = Field("tiny", min_length=1, description="served name")
     engine: Literal["vllm", "fake"] = Field("vllm", description="vllm, or the deterministic fake for load and fault tests")
     engine_args: dict[str, Any] = Field(default_factory=dict, description="vLLM engine arguments, as EngineArgs names them")
-    dtype: str = Field("auto", description="vLLM dtype")
+    device: Literal["cpu", "gpu"] = Field("cpu", description="what the vLLM engine runs on")
+    dtype: str | None = Field(None, description="vLLM dtype; default: vLLM's choice")
+    cache_dir: str = Field("~/.cache/penstock/models", min_length=1, description="folder for downloaded models and digests")
+    ready_timeout_s: float = Field(600.0, gt=0, description="seconds that the engine may take to load")
     fake: FakeSettings = Field(default_factory=FakeSettings, description="settings of the fake engine")
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")

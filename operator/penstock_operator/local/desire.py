@@ -40,7 +40,7 @@ def desire(service: LLMService, run: Run, folder: Path, given: Mapping[str, str]
         for name, pool in spec.topology.pools.items()
     }
     router = _router(service, run).model_dump(mode="json")
-    ray = {"ray_dir": run.ray_dir, "num_cpus": 2, "builder": _BUILDER, "app": {"pools": pools}}
+    ray = {"ray_dir": run.ray_dir, "num_cpus": 1, "builder": _BUILDER, "app": {"pools": pools}}
     return Desired(router, ray, {name: pool.replicas for name, pool in spec.topology.pools.items()})
 
 
@@ -64,7 +64,7 @@ def _router(service: LLMService, run: Run) -> RouterConfig:
 
 def _worker(spec: Spec, pool: str, run: Run, engine: str) -> WorkerConfig:
     arguments = {python_name(key): value for key, value in spec.engine.args.items()}
-    dtype = arguments.pop("dtype", None) or (_TINY_DTYPE if spec.model.source == "penstock://tiny" else "auto")
+    dtype = arguments.pop("dtype", None) or (_TINY_DTYPE if spec.model.source == "penstock://tiny" else None)
     return WorkerConfig.model_validate(
         {
             "worker_id": pool,
@@ -73,6 +73,7 @@ def _worker(spec: Spec, pool: str, run: Run, engine: str) -> WorkerConfig:
             "model": spec.model.served_name,
             "engine": engine,
             "engine_args": arguments,
+            "device": spec.engine.device,
             "dtype": dtype,
             "routers": [run.reports],
             "drain_timeout_s": run.drain_s,

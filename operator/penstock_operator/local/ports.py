@@ -38,16 +38,24 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def check(listen: Listen) -> None:
+    """Raises ValueError naming the flag that cannot be meant."""
+    seen: dict[int, str] = {}
+    for flag in ("http", "grpc", "reports"):
+        _, port = split(flag, getattr(listen, flag))
+        if port and port in seen:
+            raise ValueError(f"--{flag}: port {port} is --{seen[port]}'s too; give another")
+        seen[port] = flag
+
+
 def settle(listen: Listen) -> Listen:
-    """The same addresses, checked; port 0 becomes a free one."""
+    """Checked addresses, free ones; port 0 becomes a free port."""
     settled: dict[str, str] = {}
     for flag in ("http", "grpc", "reports"):
         address = getattr(listen, flag)
         host, port = split(flag, address)
         if port == 0:
             port = free_port(host)
-        elif any(other.endswith(f":{port}") for other in settled.values()):
-            raise ValueError(f"--{flag}: {address} is given twice")
         elif not is_free(host, port):
             raise LocalError(
                 f"--{flag}: {address} is in use by another program; give --{flag} {host}:PORT, or PORT 0 for a free one"

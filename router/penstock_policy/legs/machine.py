@@ -174,11 +174,11 @@ def _decode(chain: Chain, kv: KvRef | None, now: float, leg_id: int) -> Step:
 def _failed(chain: Chain, fault: Fault, message: str, field: str, leg_id: int, may_retry: bool) -> Step:
     leg = chain.leg
     assert leg is not None
-    if fault == "caller":
-        status: Status = "aborted" if chain.emitted else "invalid_argument"
-        return _fail(chain, (), status, "caller", message, field)
     silent = chain.emitted == leg.emitted_before
     untaken = _unwanted(chain, leg.kv) if silent else ()
+    if fault == "caller":
+        status: Status = "aborted" if chain.emitted else "invalid_argument"
+        return _fail(chain, untaken, status, "caller", message, field)
     if fault == "transfer" and silent and leg.kv is not None:
         # The same worker computes it: exact, because a leg goes on from the emitted count.
         return _start(chain, untaken, LegSpec(leg_id, leg.slot, leg.kind, 0, None, leg.hold))

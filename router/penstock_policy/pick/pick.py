@@ -11,8 +11,9 @@ decode side, so the best pair is the best of each side: no product of workers is
     + the answer's decode time, and what it slows others                               (HARM)
     + transfer_s                                                                       (pairs)
 
-A decode worker counts EXPECTED_DECODES sequences even when idle: it was deployed to decode, and a prompt computed
-there delays whatever comes next. Decoding on a prefill worker is charged for the prompts it will delay.
+A pool of its own is deployed for work that will come, so roles count even when idle. A prompt computed on a decode
+worker delays at least EXPECTED_OTHERS sequences. An answer decoded on a prefill worker is delayed by as many prompts
+like its own, and lengthens their steps.
 """
 
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ from penstock_policy.pick.decision import (
 from penstock_policy.pick.ledger import LoadLedger, WorkerLoad
 
 HARM = 0.1  # a second of delay spread over an answer, against a second before the first token
-EXPECTED_DECODES = 8
+EXPECTED_OTHERS = 8
 EXPECTED_OUTPUT = 128  # tokens; answers mostly end before a larger max_tokens
 KV_FULL = 0.98  # kv_usage from which a new sequence waits for another's end
 
@@ -176,8 +177,8 @@ def _survey(request: PickRequest, workers: list[Candidate], ledger: LoadLedger, 
             ttft_s -= ahead // -worker.max_batched_tokens * tpot_s
         else:
             ttft_s += tpot_s
-        if delayed < EXPECTED_DECODES and worker.role == "decode":
-            delayed = EXPECTED_DECODES
+        if delayed < EXPECTED_OTHERS and worker.role == "decode":
+            delayed = EXPECTED_OTHERS
         tpot_s += own_s + prefill_s * queued / output
         out.append(
             (
@@ -204,6 +205,7 @@ def _room_s(worker: Candidate, load: WorkerLoad, step_s: float) -> float:
 
 def _best_alone(request: PickRequest, workers: list[Candidate], sides: list[_Sides]) -> _Option:
     harmed = HARM * min(request.max_tokens, EXPECTED_OUTPUT)
+    delayed = HARM * EXPECTED_OTHERS * request.prompt_tokens
     decodes = request.max_tokens > 1
     options = []
     for worker, (slot, placed, late, prefill_cost, ttft_s, cached, slow, decode_cost, tpot_s, _) in zip(
@@ -214,8 +216,7 @@ def _best_alone(request: PickRequest, workers: list[Candidate], sides: list[_Sid
             continue
         cost = prefill_cost + decode_cost
         if worker.role == "prefill":
-            # Decoding there adds a step's base to whatever prompt comes next.
-            cost += harmed * worker.step.base_s
+            cost += harmed * worker.step.base_s + delayed * worker.step.prefill_s
         options.append((late + slow, cost, placed, -1, slot, ttft_s, tpot_s, cached, 0))
     return _Option(*min(options))
 

@@ -1,7 +1,8 @@
 """The router's view of its workers: who they are, what they hold, what they cost, how busy they are.
 
-Promise: one owner, synchronous, no I/O. A worker keeps its slot for one incarnation; when a slot is freed nothing in
-the view still means the old worker. KV events are applied exactly in sequence, or not at all until a snapshot has come.
+Promise: one owner, synchronous, no I/O. A slot means one incarnation of one worker and is never used again: a request
+that was failed by a worker avoids that slot, not its successor. KV events are applied exactly in sequence, or not at all
+until a snapshot has come.
 """
 
 from array import array
@@ -74,6 +75,7 @@ class Fleet:
         self._by_identity: dict[Identity, Member] = {}
         self._candidates: dict[str, tuple[Candidate, ...]] = {}
         self._built_at = float("-inf")
+        self._next_slot = 0
 
     # Joining and leaving.
 
@@ -90,7 +92,8 @@ class Fleet:
             return known, None
         if known is not None:
             self.forget(known)
-        slot = next(i for i in range(len(self.members) + 1) if i not in self.members)
+        slot = self._next_slot
+        self._next_slot += 1
         member = Member(slot, hello, now)
         self.members[slot] = self._by_identity[identity] = member
         self.index.add_worker(slot)
@@ -104,7 +107,7 @@ class Fleet:
         self._dirty()
 
     def forget(self, member: Member) -> None:
-        """Drops a member; `on_gone` ends what still runs there, before its slot is free."""
+        """Drops a member; `on_gone` ends what still runs there."""
         if member.gone:
             return
         member.gone = True

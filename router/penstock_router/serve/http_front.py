@@ -75,7 +75,7 @@ protocol_log.addFilter(NoQuotes())
 
 async def listen(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, int]:
     """Starts serving; returns the runner, to be cleaned up, and the port. A client's leaving cancels its handler."""
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, logger=protocol_log)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, logger=protocol_log, shutdown_timeout=0.5)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     return runner, int(runner.addresses[0][1])

@@ -11,6 +11,7 @@ digest of them, so nothing can be mixed up. Two rules keep it right:
 One owner; synchronous. Only `Pending.encode` may run in another thread.
 """
 
+import re
 import sys
 from array import array
 from collections import OrderedDict
@@ -28,7 +29,7 @@ Who = tuple[str, Adapter | None]  # cache salt and adapter: they change hashes, 
 MAX_WHO_PER_CHUNK = 8  # who differs by tenant: what one chunk keeps for them is bounded
 NODE_BYTES = 800  # of a chunk besides its text, ids and keys; measured
 WHO_BYTES = 300
-FIRST_STRIDE, LAST_STRIDE = 256, 2048  # characters; between them a sixteenth of the position
+STRIDES = (256, 2048)  # a chunk's least characters: the first, the most; between them a sixteenth of the position
 
 
 class Hasher(Protocol):
@@ -65,12 +66,12 @@ class _Chunk:
     __slots__ = ("attached", "children", "ids", "keys", "last", "others", "recent", "size", "tail", "text", "tokens", "up")
 
     def __init__(self, up: "_Chunk | None", text: str, ids: bytes, block_size: int) -> None:
-        left = array("I", ids) if up is None else up.tail + array("I", ids)
+        left: array[int] = array("I", ids) if up is None else up.tail + array("I", ids)
         self.up = up
         self.text = text
         self.ids = ids
-        self.tokens = len(ids) // 4 + (0 if up is None else up.tokens)  # up to this chunk's end
-        self.tail = left[len(left) - self.tokens % block_size :]  # ids behind the last complete block
+        self.tokens: int = len(ids) // 4 + (0 if up is None else up.tokens)  # up to this chunk's end
+        self.tail: array[int] = left[len(left) - self.tokens % block_size :]  # ids behind the last complete block
         self.keys: bytes | None = None  # of the blocks that this chunk completes, without salt and adapter
         self.last = b""  # hash of the last complete block, beside keys
         self.others: dict[Who, tuple[bytes, bytes]] | None = None  # the same for salts and adapters
@@ -114,8 +115,11 @@ class Pending:
 class ChunkCache:
     """Of one tokenizer; `classes` are its safe cuts."""
 
-    def __init__(self, encoder: Encoder, hasher: Hasher, classes: str, max_bytes: int) -> None:
+    def __init__(
+        self, encoder: Encoder, hasher: Hasher, classes: str, max_bytes: int, strides: tuple[int, int] = STRIDES
+    ) -> None:
         self.stats = ChunkStats()
+        self._strides = strides
         self._encoder = encoder
         self._hasher = hasher
         self._cut = cut_pattern(classes)
@@ -133,9 +137,10 @@ class ChunkCache:
             return Pending(encoder or self._encoder, root, [], text, [(0, end)], suffix)
         node, at, path, starts = root, 0, [], text.startswith
         find = cut.search
+        first, most = self._strides
         while True:
             step = at >> 4
-            stop = at + (FIRST_STRIDE if step < FIRST_STRIDE else LAST_STRIDE if step > LAST_STRIDE else step)
+            stop = at + (first if step < first else most if step > most else step)
             if stop >= end:
                 break
             child = node.recent
@@ -156,15 +161,15 @@ class ChunkCache:
             at -= len(path.pop().text)
         self.stats.reused_chars += at
         self.stats.encoded_chars += end - at
-        return Pending(self._encoder, root, path, text, self._spans(text, at), suffix)
+        return Pending(self._encoder, root, path, text, self._spans(cut, text, at), suffix)
 
-    def _spans(self, text: str, at: int) -> list[tuple[int, int]]:
+    def _spans(self, cut: re.Pattern[str], text: str, at: int) -> list[tuple[int, int]]:
         spans = []
         end = len(text)
-        assert self._cut is not None
+        first, most = self._strides
         while True:
-            stop = at + min(max(at >> 4, FIRST_STRIDE), LAST_STRIDE)
-            found = self._cut.search(text, stop) if stop < end else None
+            stop = at + min(max(at >> 4, first), most)
+            found = cut.search(text, stop) if stop < end else None
             if found is None:
                 spans.append((at, end))
                 return spans

@@ -15,6 +15,7 @@ from .errors import ModelFilesError
 TOKENIZER: Final = "tokenizer.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 DEFAULT_MAX_MODEL_LEN: Final = 2048  # vLLM's, where no file tells
+_NO_LIMIT: Final = 1e15  # transformers writes 1e30 where a tokenizer has none
 _NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LENGTHS: Final = (
     *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_target_positions"),
@@ -76,14 +77,17 @@ def vocabulary_size(config: Mapping[str, Any], tokenizer_size: int) -> int:
 def max_model_len(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int:
     """Tokens of the context where the engine's arguments do not say."""
     language = _language(config)
-    lengths = [length for name in _LENGTHS if (length := _count(language, name))]
-    length: float = _count(language, "model_max_length") or min(lengths, default=0)
-    limit = tokenizer_config.get("model_max_length")  # may be 1e30: no limit
-    if isinstance(limit, int | float) and limit > 0:
-        length = min(length, limit) if length else limit if limit < 1e15 else 0
-    if not length:
+    lengths = [float(length) for name in _LENGTHS if (length := _count(language, name))]
+    own = _count(language, "model_max_length")
+    if own:
+        lengths = [float(own)]
+    limit = tokenizer_config.get("model_max_length")
+    if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT:
+        lengths.append(float(limit))
+    if not lengths:
         return DEFAULT_MAX_MODEL_LEN
-    return int(length * _rotary_factor(language))
+    shortest = min(lengths)
+    return int(shortest * _rotary_factor(language))
 
 
 def _rotary_factor(language: Mapping[str, Any]) -> float:
@@ -128,7 +132,7 @@ def load_tokenizer(files: Mapping[str, bytes], config: Mapping[str, Any], named:
         raise ModelFilesError(TOKENIZER, "missing: models without a fast tokenizer are not supported")
     try:
         tokenizer = Tokenizer.from_buffer(data)
-    except Exception as error:  # noqa: BLE001 -- the library raises plain Exception for whatever is wrong in the file
+    except Exception as error:  # the library raises plain Exception for whatever is wrong in the file
         raise ModelFilesError(TOKENIZER, f"not a tokenizer: {str(error)[:200]}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -147,6 +151,7 @@ def _configured_tokens(config: Mapping[str, Any], named: Mapping[str, str], know
         raise ModelFilesError(TOKENIZER_CONFIG, f"added_tokens_decoder: {str(error)[:200]}") from error
     contents = {token.content for token in tokens} | known
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    extra = list(extra.values()) if isinstance(extra, dict) else extra
     wanted = [*named.values(), *(x.get("content") if isinstance(x, dict) else x for x in extra if isinstance(x, str | dict))]
     missing = [x for x in dict.fromkeys(wanted) if isinstance(x, str) and x not in contents]
     return [t for t in tokens if t.content not in known] + [AddedToken(x, special=True, normalized=False) for x in missing]
@@ -157,4 +162,26 @@ def _set_template(tokenizer: Tokenizer, config: Mapping[str, Any], named: Mappin
     end = named.get("eos_token") if config.get("add_eos_token") else None
     used = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys((begin, end)) if token is not None]
     parts = [*([f"{begin}:0"] if begin else []), "$A:0", *([f"{end}:0"] if end else [])]
-    tokenizer.post_processor = TemplateProcessing(single=" ".join(parts), pair=None, special_tokens=used)
+    tokenizer.post_processor = TemplateProcessing(single=parts, special_tokens=used)
+
+
+def describe(files: Mapping[str, bytes], tokenizer: Tokenizer) -> dict[str, Any]:
+    """tokenizer.json, with the added tokens that the tokenizer really has."""
+    described = read_object(files, TOKENIZER)
+    described["added_tokens"] = [
+        {
+            "id": index,
+            "content": token.content,
+            "rstrip": token.rstrip,
+            "lstrip": token.lstrip,
+            "single_word": token.single_word,
+            "normalized": token.normalized,
+        }
+        for index, token in sorted(tokenizer.get_added_tokens_decoder().items())
+    ]
+    return described
+
+
+def tokenizer_size(tokenizer: Tokenizer) -> int:
+    """One above the highest id."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1

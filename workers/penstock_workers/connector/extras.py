@@ -14,6 +14,8 @@ EMITTED = "penstock_emitted"  # how many of the last prompt ids are output of ea
 ANSWER_TOKENS = "penstock_answer_tokens"  # max_tokens of the whole answer; the request's own may be a leg's bound
 EMITTED_IDS = "penstock_emitted_ids"  # scheduler to worker: those ids
 
+PROGRESS_DELAY_US = "penstock_progress_delay_us"  # of kv_connector_extra_config; 0: NIXL's thread never sleeps
+
 
 def emitted(extra: Mapping[str, Any] | None) -> int:
     return int((extra or {}).get(EMITTED, 0))

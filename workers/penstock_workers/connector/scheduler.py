@@ -6,10 +6,12 @@ before its answer does. Nothing here raises on bad input: an exception in the sc
 """
 
 import logging
+import threading
 import time
 from concurrent.futures import Future
 from typing import Any
 
+import zmq
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import NixlPullConnectorScheduler
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import RequestStatus
@@ -34,10 +36,28 @@ class ResumedPrefillStats(PrefillStats):
 class ContinuationScheduler(NixlPullConnectorScheduler):
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, engine_id, kv_cache_config)
+        self._listen_error = ""
         self._released: set[str] = set()
         self._pulling: dict[str, tuple[int, float]] = {}
         self._pull_stats = PullStats()
         self._max_model_len = vllm_config.model_config.max_model_len
+
+    # --- start -----------------------------------------------------------------------------------------------
+
+    def set_xfer_handshake_metadata(self, metadata: Any) -> None:
+        super().set_xfer_handshake_metadata(metadata)
+        if self._listen_error:
+            raise RuntimeError(self._listen_error)
+
+    def _nixl_handshake_listener(
+        self, encoded: Any, ready: threading.Event, stop: threading.Event, host: str, port: int
+    ) -> None:
+        """vLLM's listener thread. Where its port is taken vLLM would wait for it forever."""
+        try:
+            NixlPullConnectorScheduler._nixl_handshake_listener(encoded, ready, stop, host, port)
+        except zmq.ZMQError as error:
+            self._listen_error = f"the NIXL side channel cannot listen on {host}:{port}: {error}"
+            ready.set()
 
     # --- arrival ---------------------------------------------------------------------------------------------
 

@@ -10,14 +10,19 @@ from typing import Any
 
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
+from vllm.distributed.nixl_utils import NixlWrapper
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
 from penstock_workers.connector import extras
+from penstock_workers.connector.quiet import sleep_between_events
 from penstock_workers.connector.stats import PullStats
 
 
 class ContinuationWorker(NixlPullConnectorWorker):
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
+        delay_us = vllm_config.kv_transfer_config.get_from_extra_config(extras.PROGRESS_DELAY_US, 0)
+        if delay_us:
+            sleep_between_events(NixlWrapper, delay_us)
         super().__init__(vllm_config, engine_id, kv_cache_config)
         self.xfer_stats = PullStats()
         self._lease_s: float = vllm_config.kv_transfer_config.get_from_extra_config("kv_lease_duration", 30)

@@ -13,7 +13,7 @@ from typing import Any
 
 import cbor2
 
-from penstock_workers.connector.extras import CONNECTOR_CLASS, CONNECTOR_MODULE
+from penstock_workers.connector.extras import CONNECTOR_CLASS, CONNECTOR_MODULE, PROGRESS_DELAY_US
 
 # Key -> the setting to use instead.
 OWNED: Mapping[str, str] = {
@@ -95,7 +95,11 @@ def engine_kwargs(settings: VllmSettings, event_endpoint: str, replay_endpoint: 
                 # A pull that fails is computed at once by the engine that has the request: never a wrong token,
                 # no round trip; it is reported as a failed transfer.
                 "kv_load_failure_policy": "recompute",
-                "kv_connector_extra_config": {"kv_lease_duration": settings.kv_lease_s},
+                "kv_connector_extra_config": {
+                    "kv_lease_duration": settings.kv_lease_s,
+                    # Between hosts with RDMA the thread has a core of its own to poll on.
+                    PROGRESS_DELAY_US: 100_000 if settings.device == "cpu" else 0,
+                },
             },
             "kv_events_config": {
                 "enable_kv_cache_events": True,
@@ -121,7 +125,9 @@ def environment(settings: VllmSettings, single_process: bool) -> dict[str, str]:
         "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "1",
     }
     if settings.device == "cpu":
-        env |= {"UCX_TLS": "tcp,self", "OMP_NUM_THREADS": "1"}
+        # Some of vLLM's helpers are compiled at their first use whatever enforce_eager says: the first request for
+        # log probabilities would stop the engine for half a minute.
+        env |= {"UCX_TLS": "tcp,self", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "TORCH_COMPILE_DISABLE": "1"}
     if settings.host in ("127.0.0.1", "localhost", "::1"):
         env |= {"VLLM_HOST_IP": "127.0.0.1", "UCX_NET_DEVICES": "lo"}
     if single_process:

@@ -12,9 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from array import array
-from collections.abc import Callable
-from contextlib import suppress
+import threading
 from typing import Any
 
 from penstock_proto.v1.common_pb2 import FinishReason
@@ -37,6 +35,7 @@ from penstock_workers.engine.vllm_legs import LegTable, RunningLeg
 logger = logging.getLogger(__name__)
 
 _CHECK_TIMEOUT_S = 30.0
+_STARTING = threading.Lock()  # an engine's settings reach its child by the environment, which a process has once
 _CAPABILITIES = ("resume", "hand_off", "kv_transfer", "structured_output", "logprobs")
 _FIELDS = ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty",
            "frequency_penalty", "repetition_penalty", "seed", "stop_token_ids", "logprobs")  # fmt: skip
@@ -100,9 +99,10 @@ class VllmEngine:
 
     def _start(self, kwargs: dict[str, Any]) -> Any:
         parallel = kwargs.get("tensor_parallel_size", 1) * kwargs.get("pipeline_parallel_size", 1)
-        os.environ.update(vllm_args.environment(self._settings, single_process=parallel == 1))
-        self._vllm = importlib.import_module("penstock_workers.engine.vllm_runtime")
-        return self._vllm.StepLLM(self._vllm.config_of(kwargs), self._settings.prometheus)
+        with _STARTING:
+            os.environ.update(vllm_args.environment(self._settings, single_process=parallel == 1))
+            self._vllm = importlib.import_module("penstock_workers.engine.vllm_runtime")
+            return self._vllm.StepLLM(self._vllm.config_of(kwargs), self._settings.prometheus)
 
     def _facts(self, config: Any) -> EngineInfo:
         model, cache, parallel = config.model_config, config.cache_config, config.parallel_config

@@ -72,7 +72,6 @@ class Link:
             self._wake.clear()
             while self._pending or self.behind:
                 if self.behind:
-                    self.behind = False
                     catch_up(self)
                 message = self._pending.popleft()
                 self._bytes -= len(message)
@@ -269,8 +268,9 @@ class Reports:
             link.put((WorkerReport(draining=self._state.draining).SerializeToString(),))
 
     def _catch_up(self, link: Link) -> None:
-        """A snapshot. Pending changes go first, to the others as a delta; this link's snapshot holds them."""
+        """A snapshot. Pending changes go first, as a delta to those who are not behind."""
         self._flush_kv()
+        link.behind = False
         self._count("snapshot")
         link.put(self.feed.snapshot())
         self._put_load(link)

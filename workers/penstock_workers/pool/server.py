@@ -42,6 +42,7 @@ class Watcher(Protocol):
     """Hears of legs, for metrics and logs."""
 
     def on_leg_started(self) -> None: ...
+    def on_leg_aborted(self) -> None: ...
     def on_legs_lost(self, count: int, router_id: str) -> None: ...
 
 
@@ -131,6 +132,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 key, params = self._table.abort(attach, command.abort.leg_id)
                 if key is not None:
                     self._engine.abort(key)
+                    self._watcher.on_leg_aborted()
                 if params is not None:
                     self._engine.release_kv(params)
             case "hand_off":

@@ -13,9 +13,7 @@ VOCAB_SIZE = 2048
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END_OF_TEXT, TURN_START, TURN_END)
 MAX_MODEL_LEN = 4096  # tokens
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHAT_TEMPLATE = """\
 {%- for message in messages %}
     {%- if message.role not in ["system", "user", "assistant", "tool"] %}
@@ -57,7 +55,14 @@ CONFIG = {
 GENERATION = {"bos_token_id": 0, "eos_token_id": [2, 0], "pad_token_id": 0}
 TOKENIZER_CONFIG = {
     "added_tokens_decoder": {
-        str(number): {"content": name, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+        str(number): {
+            "content": name,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
         for number, name in enumerate(SPECIAL)
     },
     "clean_up_tokenization_spaces": False,

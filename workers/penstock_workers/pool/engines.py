@@ -1,0 +1,49 @@
+"""From a worker's configuration to its engine, not open yet.
+
+Promise: vLLM is imported only where it is asked for.
+"""
+
+import asyncio
+import socket
+from pathlib import Path
+
+from penstock_workers.config import WorkerConfig
+from penstock_workers.engine.protocol import Engine
+from penstock_workers.engine.source import model_digest, resolve
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.bind((host, 0))
+        return int(sock.getsockname()[1])
+
+
+async def make_engine(config: WorkerConfig) -> Engine:
+    """Raises SourceRefused where the model cannot be had."""
+    cache = Path(config.cache_dir).expanduser()
+    model_dir = await asyncio.to_thread(resolve, config.source, cache)
+    if config.engine == "fake":
+        from penstock_workers.engine.fake import FakeEngine
+
+        return FakeEngine(
+            config.fake, str(model_dir), model=config.model, kv_lease_s=config.kv_lease_s, name=config.worker_id
+        )
+    from penstock_workers.engine.vllm_args import VllmSettings
+    from penstock_workers.engine.vllm_engine import VllmEngine
+
+    digest = await asyncio.to_thread(model_digest, model_dir, cache)
+    given = {} if config.dtype is None else {"dtype": config.dtype}
+    return VllmEngine(
+        VllmSettings(
+            model_dir=str(model_dir),
+            model_name=config.model,
+            model_digest=digest,
+            engine_args={**config.engine_args, **given},
+            device=config.device,
+            host=config.host,
+            nixl_port=config.side_channel_port or _free_port(config.host),
+            kv_lease_s=max(1, round(config.kv_lease_s)),
+            ready_timeout_s=config.ready_timeout_s,
+        )
+    )
