@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from penstock_client import Client
 from penstock_operator.local import owned, state
 from penstock_operator.local.state import Run
 
@@ -57,9 +58,10 @@ class Machine:
         )
         return document
 
-    def status(self) -> dict[str, object]:
-        document: dict[str, object] = json.loads(self.cli("status", "-o", "json").stdout)
-        return document
+    def both_ready(self) -> bool:
+        asked = subprocess.run([*CLI, "status", "-o", "json"], env=self.environment, capture_output=True, check=False)
+        pools = json.loads(asked.stdout)["pools"] if asked.returncode == 0 else {}
+        return {name: pool["ready"] for name, pool in pools.items()} == {"prefill": 1, "decode": 1}
 
     def close(self) -> None:
         last = state.read(self.folder)
@@ -101,8 +103,7 @@ def test_a_service_comes_up_answers_on_loopback_only_and_goes_down_to_nothing(ma
     answer = machine.generate()
     usage = answer["usage"]
     assert isinstance(usage, dict) and usage["completion_tokens"] == 8 and answer["finish_reason"] == "length"
-    pools = machine.status()["pools"]
-    assert isinstance(pools, dict) and {name: pool["ready"] for name, pool in pools.items()} == {"prefill": 1, "decode": 1}
+    assert machine.both_ready()
     body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}).encode()
     request = urllib.request.Request(f"http://{run.http}/v1/chat/completions", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as reply:
@@ -118,19 +119,13 @@ def test_a_killed_router_and_a_killed_worker_come_back(machine: Machine) -> None
     run = machine.up()
     router = next(one for one in owned.find(run.mark) if "penstock_router.main" in one.command)
     assert owned.send(router, signal.SIGKILL)
-    until(lambda: not owned.look(router.pid))
+    until(machine.both_ready)
     machine.generate()
     replicas = [one for one in owned.find(run.mark) if "ServeReplica" in one.command]
     assert len(replicas) == 2 and owned.send(replicas[0], signal.SIGKILL)
     machine.generate()
     until(lambda: sum("ServeReplica" in one.command for one in owned.find(run.mark)) == 2)
-
-    def both_ready() -> bool:
-        pools = machine.status()["pools"]
-        assert isinstance(pools, dict)
-        return {name: pool["ready"] for name, pool in pools.items()} == {"prefill": 1, "decode": 1}
-
-    until(both_ready)
+    until(machine.both_ready)
     machine.generate()
     machine.cli("down")
     assert owned.find(run.mark) == []
@@ -153,14 +148,19 @@ def test_after_a_kill_9_of_the_supervisor_nothing_is_left_by_the_next_up_or_down
     assert owned.find(run.mark) == [] and not Path(run.ray_dir).exists()
 
 
-def test_ctrl_c_drains_and_leaves_nothing(machine: Machine) -> None:
+def test_ctrl_c_lets_an_open_answer_end_and_leaves_nothing(machine: Machine) -> None:
     with subprocess.Popen(
-        [*CLI, "up", *LISTEN], env=machine.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*CLI, "up", *LISTEN], env=machine.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("ready http=127.0.0.1:")
         run = machine.run()
         machine.marks.append(run.mark)
-        process.send_signal(signal.SIGINT)
+        with Client(run.grpc) as client, client.stream("Once upon a time", max_tokens=1000, timeout_s=120) as stream:
+            first = next(stream)
+            process.send_signal(signal.SIGINT)
+            rest = list(stream)
+        assert rest[-1].finish_reason == "length"
+        assert sum(len(delta.token_ids) for delta in [first, *rest]) == 1000
         assert process.wait(120) == 0
     assert owned.find(run.mark) == [] and state.read(machine.folder) is None

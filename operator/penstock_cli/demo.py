@@ -98,6 +98,7 @@ class _Service:
         """Ends the service; True where nothing of it is left."""
         if self._child is None:
             return True
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C must not leave the service behind
         mark = self._mark or _recorded_mark()
         if self._child.poll() is None:
             self._child.send_signal(signal.SIGTERM)

@@ -1,7 +1,7 @@
 """One of an answer's n choices: runs its chain of legs.
 
 Promise: `penstock_policy.legs` decides and this module does what it says, in one synchronous step per event. Token ids
-live here, in one append-only array: prompt, then everything emitted.
+live here: the prompt's as they go to workers, the emitted ones in one append-only array.
 """
 
 from array import array
@@ -14,6 +14,7 @@ from penstock_proto.v1.inference_pb2 import LegPlacement, Placement, Usage
 from penstock_proto.v1.worker_pb2 import LegError, LegOutput
 
 from .answer import Answer, Delta
+from .text.chunks import Encoded
 
 if TYPE_CHECKING:
     from .dispatch import Dispatcher
@@ -51,7 +52,7 @@ class Choice:
 
     __slots__ = (
         "_logprobs", "_text", "answer", "chain", "chars_sent", "core", "dirty", "emitted", "exclude", "finish", "first_at", "held_until",
-        "ids", "index", "keys", "last_at", "leg", "model", "prompt_len", "records", "sampling", "stop_reason", "sent", "unreported",
+        "ids", "index", "keys", "last_at", "leg", "model", "prompt", "prompt_len", "records", "sampling", "stop_reason", "sent", "unreported",
     )  # fmt: skip
 
     def __init__(
@@ -60,23 +61,23 @@ class Choice:
         answer: Answer,
         index: int,
         model: "Model",
-        keys: "array[int]",
-        ids: "array[int]",
+        encoded: Encoded,
         sampling: Sampling,
     ) -> None:
         self.core = core
         self.answer = answer
         self.index = index
         self.model = model
-        self.keys = keys  # of the prompt's whole blocks
+        self.prompt = encoded.ids
+        self.keys = encoded.keys  # of the prompt's whole blocks
         self.exclude: frozenset[int] = frozenset()
-        self.ids = ids
-        self.prompt_len = len(ids)
+        self.ids = array("I")  # emitted
+        self.prompt_len = encoded.n
         self.sampling = sampling
-        self.chain, self.records = legs.Chain(len(ids), sampling.max_tokens), list[LegRecord]()
+        self.chain, self.records = legs.Chain(encoded.n, sampling.max_tokens), list[LegRecord]()
         self.leg: LegRecord | None = None
         self.emitted = self.unreported = self.chars_sent = 0
-        self.sent = len(ids)  # how much of ids the client has
+        self.sent = 0  # how many of ids the client has
         self.finish = 0
         self.stop_reason = ""
         self.dirty = False

@@ -28,6 +28,7 @@ from .hold import Held
 from .log import RequestLog, event
 from .metrics import RouterMetrics, Spread
 from .request import Request, check_against_model, sampling_of_choice
+from .text.chunks import Encoded
 
 log = logging.getLogger("penstock.dispatch")
 RETRY_AFTER_S: Final = 1.0
@@ -115,11 +116,12 @@ class Dispatcher:
         while model is None:
             await self.held.until_change(request, hold_until, deadline)
             model = self._model(request)
-        encoded = await model.encode(request)
-        ids, keys = encoded.ids, encoded.keys
-        sampling = check_against_model(request, len(ids), model)
+        encoded = model.open(request)
+        if not isinstance(encoded, Encoded):
+            encoded = await model.encode(request, encoded)
+        sampling = check_against_model(request, encoded.n, model)
         answer = Answer(request, model.name, time.time(), received_at, self._wake)
-        answer.prompt_tokens = len(ids)
+        answer.prompt_tokens = encoded.n
         answer.settle = self._settle
         self.open_answers.add(answer)
         self.budget = self.budget.opened()
@@ -128,8 +130,7 @@ class Dispatcher:
             answer.deadline_timer = loop.call_at(deadline, answer.fail, Expired())
         answer.open_choices = request.n
         for index in range(request.n):
-            own = ids if index == 0 else ids[:]
-            answer.choices.append(Choice(self, answer, index, model, keys, own, sampling_of_choice(sampling, index)))
+            answer.choices.append(Choice(self, answer, index, model, encoded, sampling_of_choice(sampling, index)))
         for choice in answer.choices:
             choice.held_until = hold_until if deadline is None else min(hold_until, deadline)
             choice.begin(self.config.lease_margin_s)
@@ -226,7 +227,7 @@ class Dispatcher:
         command = StartLeg(
             leg_id=spec.leg_id,
             request_id=choice.answer.request_id,
-            token_ids=choice.ids.tobytes(),
+            token_ids=choice.prompt + choice.ids.tobytes() if choice.emitted else choice.prompt,
             emitted=choice.emitted,
             chars_sent=choice.chars_sent,
             sampling=choice.sampling,

@@ -131,7 +131,14 @@ class Router:
 def _load_text(files: Mapping[str, bytes], member: Member) -> Text:
     from .text.model import TextModel
 
-    return TextModel.load(files)
+    hello = member.hello
+    return TextModel.load(
+        files,
+        hello.capacity.block_size,
+        hello.hash.root,
+        max_model_len=hello.capacity.max_model_len,
+        vocab_size=hello.capacity.vocab_size,
+    )
 
 
 async def run(config: RouterConfig) -> None:

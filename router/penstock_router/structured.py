@@ -96,11 +96,11 @@ def schema_problem(text: str) -> str:
         return "not a valid JSON Schema: $.$schema must be a string"
     meta = validator_for(schema, default=Draft202012Validator).META_SCHEMA
     try:
-        error = next(validator_for(meta)(meta, format_checker=NO_FORMATS).iter_errors(schema), None)
+        wrong = next(validator_for(meta)(meta, format_checker=NO_FORMATS).iter_errors(schema), None)
     except RecursionError:
         return too_deep
-    if error:
-        return f"not a valid JSON Schema: {error.json_path[:MAX_PLACE_CHARS]} breaks {str(error.validator)!r}"
+    if wrong:
+        return f"not a valid JSON Schema: {wrong.json_path[:MAX_PLACE_CHARS]} breaks {str(wrong.validator)!r}"
     return ""
 
 

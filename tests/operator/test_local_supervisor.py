@@ -156,7 +156,7 @@ def test_a_ray_that_dies_ends_the_run_with_an_error(stage: Stage) -> None:
     hosts = [one for one in owned.find(run.mark) if one.command.endswith("ray.json")]
     assert len(hosts) == 1 and owned.send(hosts[0], signal.SIGKILL)
     assert process.wait(30) == 1 and owned.find(run.mark) == []
-    assert process.stdout is not None and "Ray ended unexpectedly (SIGKILL)" in process.stdout.read()
+    assert process.stdout is not None and "the Ray host ended unexpectedly (SIGKILL)" in process.stdout.read()
 
 
 def test_a_taken_port_is_told_by_its_flag_and_starts_nothing(stage: Stage) -> None:

@@ -102,7 +102,7 @@ def drop(ledger, naive, slot, a, b, leg):
 
 @pytest.mark.slow
 @given(operations)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_history_adds_up(history):
     ledger, naive = LoadLedger(), Naive()
     for leg, (kind, slot, a, b) in enumerate(history, 1):

@@ -1,5 +1,7 @@
 """The legs machine under every sequence of events that a router, its workers and its clients can produce."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -123,6 +125,12 @@ def test_a_decode_leg_that_produced_nothing_goes_home_to_the_prefill_worker_once
     assert [a for a in steps[4] if isinstance(a, Fail)] == [Fail("aborted", "refused", "draining")]
 
 
+def test_a_decode_leg_does_not_go_home_to_a_dead_worker():
+    events = [Placed(placement(2, 1)), (100, 1), LegEnded(100, Finish.LEG_END), WorkerLost(1), LegFailed(101, "worker")]
+    _, steps = run(events)
+    assert [a.status for a in steps[4] if isinstance(a, Fail)] == ["aborted"]
+
+
 def test_a_worker_lost_before_the_first_token_is_left_without_spending_the_budget():
     _, steps = run([Placed(placement(2)), WorkerLost(2)])
     assert steps[2] == (Release(10), Pick(frozenset({2}), "worker_lost", spends=False))
@@ -210,7 +218,6 @@ class World:
                 case Pick(exclude, _, spends):
                     self.placings += 1
                     self.spent += spends
-                    self.lost.clear()
                     assert not self.running and self.chain.phase == "placing"
                     assert exclude == self.chain.exclude
                 case Finished() | Fail():
@@ -311,10 +318,7 @@ histories = st.lists(
 )
 
 
-@pytest.mark.slow
-@given(st.integers(1, 4), histories)
-@settings(max_examples=700, deadline=None)
-def test_every_history_keeps_the_promises(max_tokens, history):
+def expect_promises_kept(max_tokens, history):
     world = World(max_tokens)
     for kind, a, b, flag in history:
         world.act(kind, a, b, flag)
@@ -329,6 +333,35 @@ def test_every_history_keeps_the_promises(max_tokens, history):
         rejected = any(kv is other for other in world.rejected)
         assert rejected or world.taken.get(id(kv)) in world.used
     assert world.chain.emitted <= max_tokens
+    return world
+
+
+@pytest.mark.slow
+@given(st.integers(1, 4), histories)
+@settings(max_examples=200, deadline=None)
+def test_every_history_keeps_the_promises(max_tokens, history):
+    expect_promises_kept(max_tokens, history)
+
+
+@pytest.mark.slow
+def test_thousands_of_histories_keep_the_promises_and_go_everywhere():
+    rng = random.Random(11)
+    seen = {"finished": 0, "pulled": 0, "recomputed": 0, "retried": 0, "aborted": 0, "unavailable": 0, "home": 0}
+    for _ in range(5000):
+        history = [
+            (rng.choice(kinds), rng.randrange(6), rng.randrange(6), rng.random() < 0.7) for _ in range(rng.randrange(4, 24))
+        ]
+        world = expect_promises_kept(rng.randrange(1, 5), history)
+        decodes = [leg for leg in world.legs.values() if leg.kind == "decode"]
+        ends = [getattr(end, "status", "finished") for end in world.ends]
+        seen["finished"] += "finished" in ends
+        seen["aborted"] += "aborted" in ends
+        seen["unavailable"] += "unavailable" in ends
+        seen["pulled"] += any(leg.kv is not None for leg in decodes)
+        seen["recomputed"] += any(leg.kv is None for leg in decodes)
+        seen["retried"] += world.placings > 1
+        seen["home"] += any(a.slot != b.slot for a in decodes for b in decodes)
+    assert min(seen.values()) >= 20, seen
 
 
 def test_the_budget_lets_a_fifth_of_the_requests_be_tried_again_and_never_under_three():

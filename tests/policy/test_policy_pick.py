@@ -41,7 +41,7 @@ loads = st.lists(
         prefill_tokens=st.integers(0, 3000),
         context_tokens=st.integers(0, 9000),
         kv_usage=st.sampled_from([0.0, 0.5, 0.99]),
-    ),
+    ).map(lambda load: load if load.running else replace(load, context_tokens=0)),
     max_size=6,
 )
 requests = st.builds(
@@ -114,7 +114,7 @@ def filled(loads):
 
 @pytest.mark.slow
 @given(requests, fleets, loads, st.floats(0, 0.2))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_no_placement_is_better_than_the_one_picked(request, fleet, loads, now):
     alone, pairs = priced(request, fleet, filled(loads), now)
     ledger = filled(loads)

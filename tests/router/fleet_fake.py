@@ -6,7 +6,7 @@ A prompt's tokens are its characters' code points; an answer's n-th token of a f
 import asyncio
 import contextlib
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from penstock_proto.v1 import fleet_pb2, fleet_pb2_grpc, worker_pb2, worker_pb2_
 from penstock_proto.v1.common_pb2 import FinishReason
 from penstock_router.config import RouterConfig
 from penstock_router.main import Router
-from penstock_router.request import Request
+from penstock_router.text.chunks import Encoded
 
 BLOCK = 4
 
@@ -42,17 +42,28 @@ class CharText:
 
     generation_defaults: dict[str, Any] = field(default_factory=dict)
 
-    async def encode(self, request: Request) -> "Chars":
-        if request.token_ids is not None:
-            return Chars(array("I", request.token_ids))
-        text = request.prompt if request.prompt is not None else "".join(m["content"] for m in request.messages or ())
+    def open_prompt(self, text: str) -> "Chars":
         return Chars(array("I", map(ord, text)))
+
+    def open_chat(self, messages: Sequence[Mapping[str, str]]) -> "Chars":
+        return self.open_prompt("".join(m["content"] for m in messages))
+
+    def encode_ids(self, ids: Sequence[int]) -> Encoded:
+        return self.finish(Chars(array("I", ids)))
+
+    def finish(self, pending: "Chars") -> Encoded:
+        return Encoded(pending.ids.tobytes(), len(pending.ids), keys_of(pending.ids))
 
 
 class Chars:
+    """Prompts of more than 500 characters go through a thread."""
+
     def __init__(self, ids: "array[int]") -> None:
         self.ids = ids
-        self.keys = keys_of(ids)
+        self.needs_thread = len(ids) > 500
+
+    def encode(self) -> None:
+        pass
 
 
 def keys_of(ids: "array[int]") -> "array[int]":
@@ -106,7 +117,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
     async def leave(self) -> None:
         if self._join is not None:
             self._join.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
                 await self._join
             self._join = None
 

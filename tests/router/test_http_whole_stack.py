@@ -130,6 +130,6 @@ async def test_a_client_that_leaves_aborts_the_engines_leg(stack: Stack) -> None
         break
     await stream.close()
     async with asyncio.timeout(5):
-        while not sum(counters.aborted for counters in stack.counters):
+        while not sum(counters.aborted for counters in stack.counters):  # noqa: ASYNC110 - engines tell nobody
             await asyncio.sleep(0.005)
     assert not stack.router.dispatcher.open_answers

@@ -20,7 +20,7 @@ def test_a_family_has_the_cut_classes_that_are_proved_for_it(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n, f in FAMILIES.items() if f.classes])
 def test_a_text_cut_anywhere_is_tokenized_as_the_whole(name: str) -> None:
     rng = random.Random(f"cuts of {name}")
-    texts = [random_text(rng, specials_of(name), longest=20) for _ in range(250)]
+    texts = [random_text(rng, specials_of(name), longest=20) for _ in range(200)]
     assert counter_examples(tokenizer_of(name), FAMILIES[name].classes, texts) == {}
 
 
@@ -28,7 +28,7 @@ def test_a_text_cut_anywhere_is_tokenized_as_the_whole(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n, f in FAMILIES.items() if f.classes])
 def test_thousands_of_texts_cut_anywhere_are_tokenized_as_the_whole(name: str) -> None:
     rng = random.Random(f"many cuts of {name}")
-    texts = [random_text(rng, specials_of(name), longest=24) for _ in range(6_000)]
+    texts = [random_text(rng, specials_of(name), longest=24) for _ in range(2_500)]
     assert counter_examples(tokenizer_of(name), FAMILIES[name].classes, texts) == {}
 
 
@@ -46,6 +46,7 @@ def test_trying_finds_a_class_that_is_wrong() -> None:
 
 
 def test_a_class_with_a_counter_example_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock_router.text.cuts.REPRESENTATIVES", ("a", "Z", " ", "\n", "."))
     monkeypatch.setattr("penstock_router.text.cuts._by_kind", lambda described: ("SNC", ""))
     found = safe_classes(tokenizer_of("across"), described("across"))
     assert "S" not in found.classes

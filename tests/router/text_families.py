@@ -14,16 +14,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 ROOT = hashlib.sha256(b"root").digest()
 
 CORPUS = [
-    "The quick brown fox doesn't jump over 12345 lazy dogs; it's THEY'LL who do, don't they?\n\n  def f(x):\n\treturn x  # ok\r\n",
+    "The quick brown fox doesn't jump over 12345 dogs; it's THEY'LL who do, don't they?\n\n  def f(x):\n\treturn x  # ok\r\n",
     "import os\nfor i in range(10):\n    print(i, 'a b', \"http://example.org/x?y=1\")\n\n\nclass ABCdef(Base):\n        pass\n",
     "Größe, naïve, résumé, ñandú, Straße: Überraschung – 3,14 € … ПРИВЕТ, мир! Ελληνικά.\n",
     "我喜欢编程，你呢？中文字。日本語のテキスト、カタカナ！한국어 문장입니다. 😀🎉👩‍👩‍👧\n",
+    "ends in a space \n\nlike this \n\nand this \n\nand that \n\n",
     "once upon a time there was a small model that told the same story again and again and again\n",
 ] * 3
 
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2 = LLAMA3.replace("{1,3}", "")
 O200K = "|".join(
     (
@@ -116,9 +115,7 @@ def bert() -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     _train(tokenizer, ["[UNK]", "[CLS]", "[SEP]"], byte_level=False)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     return tokenizer
 
 

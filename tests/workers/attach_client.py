@@ -74,9 +74,7 @@ class AttachClient:
         leg_id = fields.pop("leg_id", self._next)
         self.legs[leg_id] = LegAnswer()
         ids = array("I", token_ids).tobytes()
-        await self.send(
-            start=StartLeg(leg_id=leg_id, request_id=f"r{leg_id}", token_ids=ids, sampling=sampling, **fields)
-        )
+        await self.send(start=StartLeg(leg_id=leg_id, request_id=f"r{leg_id}", token_ids=ids, sampling=sampling, **fields))
         return int(leg_id)
 
     async def abort(self, leg_id: int) -> None:
@@ -126,7 +124,7 @@ async def attached(address: str, router_id: str = "router-0") -> AsyncIterator[A
 
 async def eventually(ready: Callable[[], Any]) -> None:
     async with asyncio.timeout(WAIT_S):
-        while not ready():
+        while not ready():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.002)
 
 

@@ -18,7 +18,7 @@ async def _bench(model_dir: Path, **settings: object) -> AsyncIterator[Bench]:
         {"base_s": 2e-4, "transfer_base_s": 1e-3, "max_model_len": 4096, "max_batched_tokens": 512} | settings
     )
     engine = FakeEngine(fake, str(model_dir))
-    bench = Bench(engine, preemptions=lambda: engine.counters.preempted)
+    bench = Bench(engine, preemptions=lambda: engine.scheduler.preempted)
     await bench.open()
     yield bench
     await bench.close()

@@ -13,6 +13,7 @@ from penstock_proto.v1 import worker_pb2_grpc
 from penstock_proto.v1.worker_pb2 import DirectRequest, KvSource, LegError, ModelRequest
 from penstock_workers.engine.fake import FakeEngine
 from penstock_workers.engine.fake_answer import fake_answer
+from penstock_workers.pool.model_files import read_files
 from penstock_workers.pool.worker import Worker
 from penstock_workers.text import Tokens
 
@@ -222,7 +223,8 @@ async def test_model_files_come_whole(worker_model_dir: Path) -> None:
             assert part.model_digest == worker.engine.info.model_digest
             if part.last:
                 done.append(part.name)
-        assert files == {p.name: p.read_bytes() for p in worker_model_dir.iterdir()}
+        assert files == dict(read_files(str(worker_model_dir)))
+        assert len(files) == 5
         assert sorted(done) == sorted(files)
 
 

@@ -20,23 +20,25 @@ class FakeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    base_s: Seconds = Field(0.002, description="seconds of every step")
-    prefill_s: Seconds = Field(0.0, description="seconds per prompt token computed in a step")
-    decode_s: Seconds = Field(0.0, description="seconds per sequence that decodes in a step")
-    context_s: Seconds = Field(0.0, description="seconds per context token of those sequences")
-    time_scale: float = Field(1.0, ge=0, le=1000, description="real seconds per second of the model; 0 runs without waiting")
-    tokens_per_step: int = Field(1, ge=1, le=64, description="tokens a decoding sequence makes in one step")
-    transfer_base_s: Seconds = Field(0.0, description="seconds of every KV pull")
-    transfer_token_s: Seconds = Field(0.0, description="seconds per token of a KV pull")
-    block_size: int = Field(32, ge=1, le=1024, description="tokens in a KV block")
-    kv_blocks: int = Field(8192, ge=2, description="KV blocks")
-    max_running: int = Field(256, ge=1, description="sequences in one step")
-    max_batched_tokens: int = Field(8192, ge=1, description="tokens computed in one step")
-    max_model_len: int = Field(131072, ge=2, description="tokens of a context")
-    eos_probability: float = Field(0.0, ge=0, le=1, description="chance that a token is the end of the answer")
-    kv_events: bool = Field(True, description="report changes of the KV cache")
-    readable: bool = Field(True, description="answer with tokens that are whole printable text")
-    hang_after_s: float = Field(10.0, gt=0, description="a step later than this is a hang")
+    base_s: Seconds = Field(default=0.002, description="seconds of every step")
+    prefill_s: Seconds = Field(default=0.0, description="seconds per prompt token computed in a step")
+    decode_s: Seconds = Field(default=0.0, description="seconds per sequence that decodes in a step")
+    context_s: Seconds = Field(default=0.0, description="seconds per context token of those sequences")
+    time_scale: float = Field(
+        default=1.0, ge=0, le=1000, description="real seconds per second of the model; 0 runs without waiting"
+    )
+    tokens_per_step: int = Field(default=1, ge=1, le=64, description="tokens a decoding sequence makes in one step")
+    transfer_base_s: Seconds = Field(default=0.0, description="seconds of every KV pull")
+    transfer_token_s: Seconds = Field(default=0.0, description="seconds per token of a KV pull")
+    block_size: int = Field(default=32, ge=1, le=1024, description="tokens in a KV block")
+    kv_blocks: int = Field(default=8192, ge=2, description="KV blocks")
+    max_running: int = Field(default=256, ge=1, description="sequences in one step")
+    max_batched_tokens: int = Field(default=8192, ge=1, description="tokens computed in one step")
+    max_model_len: int = Field(default=131072, ge=2, description="tokens of a context")
+    eos_probability: float = Field(default=0.0, ge=0, le=1, description="chance that a token is the end of the answer")
+    kv_events: bool = Field(default=True, description="report changes of the KV cache")
+    readable: bool = Field(default=True, description="answer with tokens that are whole printable text")
+    hang_after_s: float = Field(default=10.0, gt=0, description="a step later than this is a hang")
 
 
 class WorkerConfig(BaseModel):
@@ -44,30 +46,34 @@ class WorkerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    worker_id: str = Field("worker", min_length=1, max_length=200, description="unique among the service's workers")
-    pool: Literal["prefill", "decode", "workers"] = Field("workers", description="what was deployed")
-    source: str = Field("penstock://tiny", min_length=1, description="penstock://tiny, file:///PATH or hf://ORG/NAME")
-    model: str = Field("tiny", min_length=1, description="served name")
-    engine: Literal["vllm", "fake"] = Field("vllm", description="vllm, or the deterministic fake for load and fault tests")
+    worker_id: str = Field(default="worker", min_length=1, max_length=200, description="unique among the service's workers")
+    pool: Literal["prefill", "decode", "workers"] = Field(default="workers", description="what was deployed")
+    source: str = Field(default="penstock://tiny", min_length=1, description="penstock://tiny, file:///PATH or hf://ORG/NAME")
+    model: str = Field(default="tiny", min_length=1, description="served name")
+    engine: Literal["vllm", "fake"] = Field(
+        default="vllm", description="vllm, or the deterministic fake for load and fault tests"
+    )
     engine_args: dict[str, Any] = Field(default_factory=dict, description="vLLM engine arguments, as EngineArgs names them")
-    device: Literal["cpu", "gpu"] = Field("cpu", description="what the vLLM engine runs on")
-    dtype: str | None = Field(None, description="vLLM dtype; default: vLLM's choice")
-    cache_dir: str = Field("~/.cache/penstock/models", min_length=1, description="folder for downloaded models and digests")
-    ready_timeout_s: float = Field(600.0, gt=0, description="seconds that the engine may take to load")
+    device: Literal["cpu", "gpu"] = Field(default="cpu", description="what the vLLM engine runs on")
+    dtype: str | None = Field(default=None, description="vLLM dtype; default: vLLM's choice")
+    cache_dir: str = Field(
+        default="~/.cache/penstock/models", min_length=1, description="folder for downloaded models and digests"
+    )
+    ready_timeout_s: float = Field(default=600.0, gt=0, description="seconds that the engine may take to load")
     fake: FakeSettings = Field(default_factory=FakeSettings, description="settings of the fake engine")
 
-    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
-    advertise_host: str | None = Field(None, description="address that routers dial; default: host")
-    port: Port = Field(0, description="gRPC port; 0: a free one")
-    metrics_port: Port | None = Field(0, description="HTTP port of /metrics; 0: a free one; null: none")
-    side_channel_port: Port = Field(0, description="NIXL side channel port; 0: a free one")
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
+    advertise_host: str | None = Field(default=None, description="address that routers dial; default: host")
+    port: Port = Field(default=0, description="gRPC port; 0: a free one")
+    metrics_port: Port | None = Field(default=0, description="HTTP port of /metrics; 0: a free one; null: none")
+    side_channel_port: Port = Field(default=0, description="NIXL side channel port; 0: a free one")
 
-    routers: tuple[str, ...] = Field((), description="host:port of each router's report server; names are resolved again")
-    resolve_every_s: float = Field(2.0, gt=0, le=60, description="seconds between resolutions of the routers' names")
-    load_report_s: float = Field(0.1, gt=0, le=1, description="seconds within which a load report is sent anyway")
-    kv_lease_s: float = Field(30.0, gt=0, le=3600, description="seconds that KV is held for the next leg")
-    drain_timeout_s: Seconds = Field(600.0, description="seconds that running legs may take while draining")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
+    routers: tuple[str, ...] = Field(default=(), description="host:port of each router's report server; names are resolved again")
+    resolve_every_s: float = Field(default=2.0, gt=0, le=60, description="seconds between resolutions of the routers' names")
+    load_report_s: float = Field(default=0.1, gt=0, le=1, description="seconds within which a load report is sent anyway")
+    kv_lease_s: float = Field(default=30.0, gt=0, le=3600, description="seconds that KV is held for the next leg")
+    drain_timeout_s: Seconds = Field(default=600.0, description="seconds that running legs may take while draining")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
 
     @model_validator(mode="after")
     def _routers_have_ports(self) -> Self:

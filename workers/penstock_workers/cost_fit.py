@@ -20,9 +20,7 @@ class CostFit:
         if now < self._next or not stats.duration_s:
             return
         self._next = now + EVERY_S
-        self._step = fit(
-            self._step, StepSample(stats.duration_s, stats.prefill_tokens, stats.decodes, stats.context_tokens)
-        )
+        self._step = fit(self._step, StepSample(stats.duration_s, stats.prefill_tokens, stats.decodes, stats.context_tokens))
 
     def transfer(self, stats: TransferStats) -> None:
         if not stats.failed:

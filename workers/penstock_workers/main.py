@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.engine == "fake":
             import uvloop  # a fake's cost is the loop's; vLLM runs on asyncio's
 
-            return uvloop.run(run(configs))
+            return int(uvloop.run(run(configs)))
         return asyncio.run(run(configs))
     except SourceRefused as error:
         print(str(error), file=sys.stderr)

@@ -22,18 +22,19 @@ class _OfProcess(Collector):
 class WorkerMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry}
-        self._cost = Gauge("penstock_worker_cost_coefficient", "Seconds per unit of a term", ["term"], **made)
-        self._cost_error = Gauge("penstock_worker_cost_error_ratio", "Relative error of predicted steps", ["quantile"], **made)
-        self.transfer_tokens = Counter("penstock_worker_kv_transfer_tokens", "Tokens whose KV was pulled", **made)
-        self._transfers = Counter("penstock_worker_kv_transfers", "KV pulls", ["outcome"], **made)
-        self._reports = Counter("penstock_worker_reports", "Reports sent to routers", ["kind"], **made)
-        self._legs = Gauge("penstock_worker_legs", "Legs now", ["state"], **made)
-        self.legs_started = Counter("penstock_worker_legs_started", "Legs given to the engine", **made)
-        self._ended = Counter("penstock_worker_legs_ended", "Legs that ended", ["outcome"], **made)
-        self.draining = Gauge("penstock_worker_draining", "1 while the worker drains", **made)
-        self._routers = Gauge("penstock_worker_routers", "Routers by stream", ["stream"], **made)
-        self._steps = Gauge("penstock_worker_steps", "Engine steps since the incarnation began", **made)
+        self._cost = Gauge("penstock_worker_cost_coefficient", "Seconds per unit of a term", ["term"], registry=self.registry)
+        self._cost_error = Gauge(
+            "penstock_worker_cost_error_ratio", "Relative error of predicted steps", ["quantile"], registry=self.registry
+        )
+        self.transfer_tokens = Counter("penstock_worker_kv_transfer_tokens", "Tokens whose KV was pulled", registry=self.registry)
+        self._transfers = Counter("penstock_worker_kv_transfers", "KV pulls", ["outcome"], registry=self.registry)
+        self._reports = Counter("penstock_worker_reports", "Reports sent to routers", ["kind"], registry=self.registry)
+        self._legs = Gauge("penstock_worker_legs", "Legs now", ["state"], registry=self.registry)
+        self.legs_started = Counter("penstock_worker_legs_started", "Legs given to the engine", registry=self.registry)
+        self._ended = Counter("penstock_worker_legs_ended", "Legs that ended", ["outcome"], registry=self.registry)
+        self.draining = Gauge("penstock_worker_draining", "1 while the worker drains", registry=self.registry)
+        self._routers = Gauge("penstock_worker_routers", "Routers by stream", ["stream"], registry=self.registry)
+        self._steps = Gauge("penstock_worker_steps", "Engine steps since the incarnation began", registry=self.registry)
         self._of_process = _OfProcess()
 
     def watch(self, legs: Callable[[str], int], routers: Callable[[str], int], steps: Callable[[], int]) -> None:

@@ -207,7 +207,7 @@ class _Supervisor:
         assert self._ray is not None
         code = self._ray.poll()
         if code is not None:
-            raise LocalError(f"Ray ended unexpectedly ({_ending(code)}): {self._last_words('ray.log')}")
+            raise LocalError(f"the Ray host ended unexpectedly ({_ending(code)}): {self._last_words('ray.log')}")
 
     def _watch_router(self, ready: bool) -> None:
         now_s = time.monotonic()

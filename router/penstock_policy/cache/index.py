@@ -18,6 +18,7 @@ from typing import final
 
 _MIN_SPAN = 4  # blocks; below, a span costs more than it saves
 _MAX_SPAN = 1024  # blocks; bounds what dissolving or splitting one span costs
+_MAX_GUESSED = 256  # blocks of a span that grows by guessing
 _MERGE_PER_MATCH = 64  # blocks moved between spans by one match at most
 _SWEEP_PER_EVENT = 512  # entries examined per event while a dropped worker's blocks are being forgotten
 
@@ -62,13 +63,14 @@ def _overlap(span: _Span, keys: "array[int]", at: int) -> int:
 class KvIndex:
     """Worker slots are small ints that the owner hands out; keys are the low 64 bits of block hashes."""
 
-    __slots__ = ("_bit", "_dead", "_entries", "_free", "_held", "_live", "_slot", "_sweep", "_sweeping")
+    __slots__ = ("_bit", "_dead", "_entries", "_free", "_held", "_last", "_live", "_slot", "_sweep", "_sweeping")
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
         self._bit: dict[int, int] = {}  # slot -> its bit
         self._slot: dict[int, int] = {}  # bit -> its slot
         self._held: dict[int, int] = {}  # bit -> blocks held
+        self._last: dict[int, _Span] = {}  # slot -> the span that its last stored blocks made
         self._live = 0  # bits in use
         self._free: list[int] = []  # bits that occur in no mask
         self._dead = 0  # bits of dropped workers that masks may still contain
@@ -134,7 +136,7 @@ class KvIndex:
             run = self._loose_run(batch, at, entry)
             mask = (entry or 0) | bit
             if mask != entry:
-                gained += self._put(batch[at : at + run], mask)
+                gained += self._put(batch[at : at + run], mask, slot)
             at += run
         self._held[bit] += gained
 
@@ -200,19 +202,11 @@ class KvIndex:
                 if run == 0:
                     self._dissolve(entry)
                     continue
-                size = len(entry.keys)
-                if run < size:
+                if run < len(entry.keys):
                     before = None
-                elif (
-                    before is not None
-                    and before is not entry
-                    and before.mask == mask
-                    and size <= may_move
-                    and self._append(before, entry.keys)
-                ):
-                    may_move -= size
                 else:
-                    before = entry
+                    before, moved = self._merge(before, entry, may_move)
+                    may_move -= moved
             else:
                 mask = entry
                 run = self._loose_run(asked, at, entry)
@@ -253,19 +247,26 @@ class KvIndex:
             size *= 2
         return run
 
-    def _put(self, keys: "array[int]", mask: int) -> int:
-        """Give keys, which are in no span, this mask; how many distinct ones there are."""
+    def _put(self, keys: "array[int]", mask: int, slot: int) -> int:
+        """Give keys, which are in no span, this mask; how many distinct ones there are.
+
+        A chain's events often come one after the other, so keys are guessed to go on where the slot's last ones ended.
+        A wrong guess costs one dissolving.
+        """
         entries = self._entries
         if len(keys) < _MIN_SPAN:
             for key in keys:
                 entries[key] = mask
             return len(keys) if len(keys) < 2 else len(set(keys))
+        last = self._last.get(slot)
+        if last is not None and last.mask == mask and len(last.keys) + len(keys) <= _MAX_GUESSED and self._append(last, keys):
+            return len(keys)
         if len(keys) > _MAX_SPAN:
             keys = array("Q", dict.fromkeys(keys))  # a key must not come into two spans
         distinct = 0
         for start in range(0, len(keys), _MAX_SPAN):
             part = keys[start : start + _MAX_SPAN]
-            span = _Span(part, mask)
+            span = self._last[slot] = _Span(part, mask)
             fresh = dict.fromkeys(part, span)
             if len(fresh) != len(part):
                 span.keys = array("Q", fresh)
@@ -284,6 +285,16 @@ class KvIndex:
                 self._entries.update(fresh)
                 return span
         return None
+
+    def _merge(self, before: _Span | None, span: _Span, may_move: int) -> tuple[_Span, int]:
+        """The span that ends where `span` ends, now with the one before it where that is worth it; blocks moved."""
+        size = len(span.keys)
+        if before is None or before is span or before.mask != span.mask or size > may_move:
+            return span, 0
+        if not self._append(before, span.keys):
+            return span, 0
+        span.keys = array("Q")
+        return before, size
 
     def _append(self, span: _Span, keys: "array[int]") -> bool:
         if len(span.keys) + len(keys) > _MAX_SPAN:
@@ -309,7 +320,9 @@ class KvIndex:
         return span
 
     def _dissolve(self, span: _Span) -> None:
+        """Make a span's blocks loose. Left empty, it is still true to rule 1 for whoever remembers it."""
         self._entries.update(dict.fromkeys(span.keys, span.mask))
+        span.keys = array("Q")
 
     def _without(self, span: _Span, bits: int) -> None:
         """Take holders from a whole span; without any left its blocks are forgotten."""
@@ -318,12 +331,14 @@ class KvIndex:
             entries = self._entries
             for key in span.keys:
                 del entries[key]
+            span.keys = array("Q")
 
     # -- forgetting workers
 
     def _retire(self, slot: int) -> None:
         """Make the slot's bit mean nobody; masks lose it bit by bit, so that no event waits for a whole sweep."""
         bit = self._bit.pop(slot)
+        self._last.pop(slot, None)
         del self._slot[bit]
         self._live ^= bit
         if not self._live:

@@ -215,8 +215,8 @@ def _elsewhere(
         return _go_on(chain, actions, reason, message, leg_id)
     if chain.attempts >= MAX_ATTEMPTS or (spends and not may_retry):
         return _fail(chain, actions, "unavailable", "retries_exhausted", f"{reason}: {message}")
-    chain, released = _release(chain, sorted(chain.holds))
-    chain = replace(chain, phase="placing", leg=None, placement=None)
+    released = tuple(Release(hold) for hold in sorted(chain.holds))
+    chain = replace(chain, phase="placing", leg=None, placement=None, holds=frozenset())
     return chain, (*actions, *released, Pick(chain.exclude, reason, spends))
 
 
@@ -265,8 +265,8 @@ def _release(chain: Chain, holds: Iterable[int]) -> tuple[Chain, tuple[Action, .
 
 
 def _end(chain: Chain, actions: tuple[Action, ...]) -> Step:
-    chain, released = _release(chain, sorted(chain.holds))
-    return replace(chain, phase="done", leg=None), actions + released
+    released = tuple(Release(hold) for hold in sorted(chain.holds))
+    return replace(chain, phase="done", leg=None, holds=frozenset()), actions + released
 
 
 def _finish(chain: Chain, actions: tuple[Action, ...], reason: Finish) -> Step:

@@ -33,7 +33,7 @@ class WorkerLoad:
     context_tokens: int = 0
     kv_usage: float = 0.0
     booked: int = 0  # bookings open on it
-    placed: int = 0  # bookings ever made on it, for breaking ties
+    placed: int = 0  # the last hold booked on it: ties go to the one left alone longest
     reported_tokens: int = 0  # of queued_prefill_tokens, those that the report knows
     reported_at: float = 0.0
 
@@ -82,6 +82,7 @@ class LoadLedger:
         booking = _Booking(slot, prefill_tokens, context_tokens)
         self._bookings[hold] = booking
         self._place(booking)
+        self._slots[slot].placed = hold
         return hold
 
     def sent(self, hold: int, slot: int, leg_id: int) -> None:
@@ -180,7 +181,6 @@ class LoadLedger:
         if record is None:
             record = self._slots[booking.slot] = _Slot()
         record.booked += 1
-        record.placed += 1
         self._count(record, booking, 1)
 
     def _unplace(self, booking: _Booking) -> None:

@@ -38,14 +38,14 @@ KV_FULL = 0.98  # kv_usage from which a new sequence waits for another's end
 
 
 # A worker's two halves, computing the prompt and decoding the answer; a plain tuple because it is made per worker and
-# request: slot, placements made there, TTFT missed, prefill cost, TTFT, tokens cached, TPOT missed, decode cost, TPOT,
+# request: slot, last placed there, TTFT missed, prefill cost, TTFT, tokens cached, TPOT missed, decode cost, TPOT,
 # tokens to transfer.
 _Sides = tuple[int, int, bool, float, float, int, bool, float, float, int]
-_Half = tuple[bool, float, int, int, _Sides]  # missed, cost, placements, slot
+_Half = tuple[bool, float, int, int, _Sides]  # missed, cost, last placed, slot
 
 
 class _Option(NamedTuple):
-    """A placement; compares by order, then placements made there so far, then slots."""
+    """A placement; compares by order, then who was left alone longest, then slots."""
 
     missed: int
     cost: float

@@ -8,11 +8,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
 
+from ..faults import CallerFault
 from ..log import event
-from ..request import Request
+from ..request import Request, check_ids
+from ..text.chunks import Encoded
+from ..text.errors import TemplateRefused, TextRefused
 from ..wire.client import ClientConnection
 from .fleet import Fleet, Member
 from .model_files import ModelFiles, ModelFilesError
@@ -21,19 +24,23 @@ log = logging.getLogger("penstock.feed")
 RETRY_S = 1.0
 
 
-class Encoded(Protocol):
+class Pending(Protocol):
+    """A prompt being tokenized."""
+
     @property
-    def ids(self) -> Any: ...  # array("I"), the caller's own
-    @property
-    def keys(self) -> Any: ...  # array("Q"): low 64 bits of the whole blocks' hashes
+    def needs_thread(self) -> bool: ...
+    def encode(self) -> object: ...
 
 
 class Text(Protocol):
-    """What a model's text side does; `penstock_router.text` has the real one."""
+    """What a model's text side does; `penstock_router.text.model.TextModel` is the real one."""
 
     @property
     def generation_defaults(self) -> Mapping[str, Any]: ...
-    async def encode(self, request: Request) -> Encoded: ...
+    def open_chat(self, messages: Sequence[Mapping[str, str]]) -> Any: ...
+    def open_prompt(self, text: str) -> Any: ...
+    def finish(self, pending: Any) -> Encoded: ...
+    def encode_ids(self, ids: Any) -> Encoded: ...
 
 
 Loader = Callable[[Mapping[str, bytes], Member], Text]  # slow; runs in a thread
@@ -56,8 +63,29 @@ class Model:
     def generation_defaults(self) -> Mapping[str, Any]:
         return self.text.generation_defaults
 
-    async def encode(self, request: Request) -> Encoded:
-        return await self.text.encode(request)
+    def open(self, request: Request) -> Encoded | Pending:
+        """The tokens, or what must be encoded in a thread and then finished. Raises CallerFault."""
+        text = self.text
+        try:
+            if request.token_ids is not None:
+                check_ids("token_ids", request.token_ids, self.vocab_size)
+                return text.encode_ids(request.token_ids)
+            if request.prompt is not None:
+                pending = text.open_prompt(request.prompt)
+            else:
+                pending = text.open_chat(request.messages or ())
+            if pending.needs_thread:
+                return cast(Pending, pending)
+            return text.finish(pending)
+        except (TemplateRefused, TextRefused) as error:
+            raise CallerFault(request.input_field, error.message) from None
+
+    async def encode(self, request: Request, pending: Pending) -> Encoded:
+        try:
+            await asyncio.to_thread(pending.encode)
+            return self.text.finish(pending)
+        except (TemplateRefused, TextRefused) as error:
+            raise CallerFault(request.input_field, error.message) from None
 
 
 def key_of(member: Member) -> tuple[str, int, bytes]:

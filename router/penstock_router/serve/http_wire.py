@@ -5,7 +5,7 @@ through the JSON encoder in ASCII, so no text can end a server-sent event or beg
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quote
 from typing import Any, Final, Protocol
@@ -15,7 +15,7 @@ from google.protobuf.json_format import MessageToDict
 from penstock_proto.v1.common_pb2 import FinishReason, TokenLogprob
 from penstock_proto.v1.inference_pb2 import Placement, Usage
 
-FINISH: Final = {
+FINISH: Final[Mapping[int, str]] = {
     FinishReason.STOP: "stop",
     FinishReason.LENGTH: "length",
     FinishReason.ABORT: "abort",
@@ -165,7 +165,7 @@ class Wire:
 
     def settle(self, choice: Choice, delta: Delta) -> None:
         if delta.finish_reason:
-            choice.finish_reason = FINISH.get(FinishReason.ValueType(delta.finish_reason), "error")
+            choice.finish_reason = FINISH.get(delta.finish_reason, "error")
             choice.stop_reason = delta.stop_reason or None
             choice.usage = delta.usage
             choice.placement = delta.placement

@@ -21,7 +21,7 @@ from typing import Protocol
 from penstock_policy.cache.hashes import keys as keys_of
 
 from .cuts import cut_pattern
-from .encoder import Encoder
+from .encoder import INLINE_CHARS, Encoder
 
 Adapter = tuple[str, str]  # name and path, as vLLM hashes them
 Who = tuple[str, Adapter | None]  # cache salt and adapter: they change hashes, not ids
@@ -104,7 +104,8 @@ class Pending:
     @property
     def needs_thread(self) -> bool:
         """Whether `encode` would hold an event loop up."""
-        return self.encoded is None and self.miss_chars > self._encoder.inline_chars
+        limit = self._encoder.inline_chars if self.text.isascii() else INLINE_CHARS
+        return self.encoded is None and self.miss_chars > limit
 
     def encode(self) -> None:
         """Raises TextRefused."""

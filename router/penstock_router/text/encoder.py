@@ -31,6 +31,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _MAX_WORDS = 100_000  # remembered: about 20 MB
 _MAX_WORD_CHARS = 64  # longer ones are too rare to remember
 _PROBES = 1_200
+INLINE_CHARS: Final = 4_096  # the library's millisecond
 
 
 class Encoder(Protocol):
@@ -39,7 +40,7 @@ class Encoder(Protocol):
 
     @property
     def inline_chars(self) -> int:
-        """Up to so many characters encode in about a millisecond."""
+        """Up to so many ASCII characters encode in about a millisecond. Others may take the library's time."""
 
     def __call__(self, text: str) -> bytes: ...
 
@@ -50,7 +51,7 @@ class HfEncoder:
     __slots__ = ("_encode",)
 
     name: Final = "tokenizers"
-    inline_chars: Final = 4_096
+    inline_chars: Final = INLINE_CHARS
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._encode = tokenizer.encode_batch_fast
@@ -158,7 +159,11 @@ class _Words(dict[str, bytes]):
         self._characters = _byte_characters()
 
     def __missing__(self, word: str) -> bytes:
-        tokens = self._tokenize("".join(map(self._characters.__getitem__, word.encode())))
+        if word.isascii() and word.isprintable():
+            written = word.replace(" ", self._characters[0x20])  # the others stand for themselves
+        else:
+            written = "".join(map(self._characters.__getitem__, word.encode()))
+        tokens = self._tokenize(written)
         ids = array("I", [token.id for token in tokens]).tobytes()
         if len(word) <= _MAX_WORD_CHARS:
             if len(self) >= _MAX_WORDS:

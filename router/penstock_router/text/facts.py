@@ -4,6 +4,7 @@ Promise: the values vLLM's server would use, or a ModelFilesError that names the
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -64,8 +65,12 @@ def generation_defaults(generation_config: Mapping[str, Any]) -> dict[str, int |
         value = generation_config.get(given)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ModelFilesError("generation_config.json", f"{given} must be a number")
+        if given == "top_k":
+            value = max(0, int(value))  # -1 says all, too
+        elif given == "max_new_tokens":
+            value = int(value)
         out[name] = value
     return out
 

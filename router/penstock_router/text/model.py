@@ -26,7 +26,7 @@ from penstock_policy.cache.hashes import keys as keys_of
 from . import facts
 from .chunks import Adapter, ChunkCache, ChunkStats, Encoded, Pending
 from .cuts import safe_classes
-from .encoder import choose_encoder, is_valid
+from .encoder import INLINE_CHARS, choose_encoder, is_valid
 from .errors import TemplateRefused, TextRefused
 from .template import ChatTemplate, Clock, choose_source
 
@@ -85,31 +85,30 @@ class TextModel:
         dates from. Raises ModelFilesError.
         """
         config = facts.read_object(files, facts.TOKENIZER_CONFIG)
-        named = facts.special_tokens(config, facts.read_object(files, "special_tokens_map.json"))
-        tokenizer = facts.load_tokenizer(files, config, named)
-        source = choose_source(config, facts.read_text(files, "chat_template.jinja"))
         model_config = facts.read_object(files, "config.json")
+        named = facts.special_tokens(config, facts.read_object(files, "special_tokens_map.json"))
+        source = choose_source(config, facts.read_text(files, "chat_template.jinja"))
+        template = ChatTemplate(*source, named, clock) if source is not None else None
+        defaults = facts.generation_defaults(facts.read_object(files, "generation_config.json"))
+        length = max_model_len or facts.max_model_len(model_config, config)
+        tokenizer = facts.load_tokenizer(files, config, named)
+        size = facts.tokenizer_size(tokenizer)
+        vocab = vocab_size or facts.vocabulary_size(model_config, size)
         described = facts.describe(files, tokenizer)
         cuts = safe_classes(tokenizer, described)
         choice = choose_encoder(tokenizer, described)
-        size = facts.tokenizer_size(tokenizer)
-        vocab = vocab_size or facts.vocabulary_size(model_config, size)
-        hasher = BlockHasher(block_size, root, max(vocab, size))
-        log.info(
-            "tokenizer loaded: cut classes %s, encoder %s%s",
-            cuts.classes or "none",
-            choice.encoder.name,
-            "".join(f"; {reason}" for reason in (*cuts.reasons, choice.reason) if reason),
-        )
+        reasons = "".join(f"; {reason}" for reason in (*cuts.reasons, choice.reason) if reason)
+        log.info("tokenizer loaded: cut classes %s, encoder %s%s", cuts.classes or "none", choice.encoder.name, reasons)
         if not cuts.classes:
             log.warning("no safe cut is known for this tokenizer: every prompt is tokenized whole, none from the cache")
+        hasher = BlockHasher(block_size, root, max(vocab, size))
         return cls(
             tokenizer,
-            ChatTemplate(*source, named, clock) if source is not None else None,
+            template,
             hasher,
             ChunkCache(choice.encoder, hasher, cuts.classes, cache_bytes),
-            generation_defaults=facts.generation_defaults(facts.read_object(files, "generation_config.json")),
-            max_model_len=max_model_len or facts.max_model_len(model_config, config),
+            generation_defaults=defaults,
+            max_model_len=length,
             vocab_size=vocab,
             cut_classes=cuts.classes,
             encoder_name=choice.encoder.name,
@@ -167,7 +166,7 @@ class _WholeEncoder:
     """The library with its own special tokens."""
 
     name: Final = "tokenizers"
-    inline_chars: Final = 4_096
+    inline_chars: Final = INLINE_CHARS
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._encode = tokenizer.encode_batch_fast

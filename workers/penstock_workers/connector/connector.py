@@ -10,7 +10,7 @@ from typing import Any
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBaseConnector, NixlPullConnector
 
-from penstock_workers.connector.parent import die_with_parent
+from penstock_workers.connector.parent import die_with_parent, leave_at_once
 from penstock_workers.connector.scheduler import ContinuationScheduler
 from penstock_workers.connector.stats import PullStats
 from penstock_workers.connector.utilities import install
@@ -24,6 +24,7 @@ class PenstockConnector(NixlPullConnector):
         if role == KVConnectorRole.SCHEDULER:
             install()
             die_with_parent()
+            leave_at_once()
             self.connector_scheduler = ContinuationScheduler(vllm_config, self.engine_id, kv_cache_config)
         else:
             self.connector_worker = ContinuationWorker(vllm_config, self.engine_id, kv_cache_config)

@@ -8,6 +8,8 @@ from typing import Any
 
 from vllm.v1.engine.core import EngineCore
 
+_HELD_POLL_S = 0.005
+
 
 def penstock_hand_off(core: EngineCore, request_id: str) -> bool:
     """End a request at its next token with its KV held; False where it has ended."""
@@ -42,20 +44,45 @@ def penstock_held(core: EngineCore) -> dict[str, Any]:
     }
 
 
-def timed(step: Any) -> Any:
-    """vLLM times only the wait for the model's result, which is nothing where the model runs in this process."""
+def stepped(step: Any) -> Any:
+    """EngineCore.step with its true duration, and quiet while finished requests hold KV.
 
-    def timed_step(core: EngineCore) -> Any:
+    vLLM times only the wait for the model's result, which is nothing where the model runs in this process; and
+    while KV is held it steps every millisecond and reports unchanged statistics each time.
+    """
+
+    def quiet_step(core: Any) -> Any:
         began = time.perf_counter()
         outputs, executed = step(core)
         elapsed_ms = (time.perf_counter() - began) * 1e3
-        for each in outputs.values():
-            if each.scheduler_stats is not None and each.scheduler_stats.iteration_details is not None:
-                each.scheduler_stats.iteration_details.elapsed_ms = elapsed_ms
+        for client, each in list(outputs.items()):
+            stats = each.scheduler_stats
+            if stats is None:
+                continue
+            if stats.iteration_details is not None:
+                stats.iteration_details.elapsed_ms = elapsed_ms
+            elif not each.outputs and not executed and unchanged(core, stats):
+                del outputs[client]
+        if not executed and core.scheduler.has_requests() and not core.scheduler.has_unfinished_requests():
+            wait_for_input(core.input_queue)
         return outputs, executed
 
-    timed_step._penstock = True  # type: ignore[attr-defined]
-    return timed_step
+    quiet_step._penstock = True  # type: ignore[attr-defined]
+    return quiet_step
+
+
+def unchanged(core: Any, stats: Any) -> bool:
+    now = (stats.num_running_reqs, stats.num_waiting_reqs, stats.num_skipped_waiting_reqs, stats.kv_cache_usage)
+    same = getattr(core, "_penstock_reported", None) == now and not stats.kv_connector_stats
+    core._penstock_reported = now
+    return same and not stats.prefix_cache_stats.requests
+
+
+def wait_for_input(inputs: Any) -> None:
+    """Until a message comes, at most a few milliseconds: a puller's notification is seen by polling only."""
+    with inputs.not_empty:
+        if not inputs.queue:
+            inputs.not_empty.wait(_HELD_POLL_S)
 
 
 def connector(core: EngineCore) -> Any:
@@ -67,4 +94,4 @@ def install() -> None:
     for call in (penstock_hand_off, penstock_release, penstock_held):
         setattr(EngineCore, call.__name__, call)
     if not hasattr(EngineCore.step, "_penstock"):
-        EngineCore.step = timed(EngineCore.step)
+        EngineCore.step = stepped(EngineCore.step)

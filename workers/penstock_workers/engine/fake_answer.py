@@ -13,7 +13,6 @@ from penstock_workers.text import Tokens
 _MASK = (1 << 64) - 1
 
 
-
 def readable_ids(tokens: Tokens) -> "array[int]":
     """Ids that are whole printable text by themselves."""
     vocab = range(tokens.tokenizer.get_vocab_size())

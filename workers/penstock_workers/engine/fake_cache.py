@@ -118,7 +118,7 @@ class BlockCache:
             if twin is None:
                 block.place = place
                 self._trie[place] = block
-                stored.append(block.key)
+                stored.append(block.key)  # type: ignore[arg-type]
             up = block.key
         self._note("stored", stored)
 

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 from zlib import crc32
 
@@ -73,7 +73,7 @@ class _Held:
 class Holder:
     """The KV that one engine holds for others."""
 
-    _of_process: "WeakValueDictionary[str, Holder]" = WeakValueDictionary()
+    _of_process: ClassVar["WeakValueDictionary[str, Holder]"] = WeakValueDictionary()
 
     def __init__(self, engine: str, free: Callable[[list[Block]], None], expired: Callable[[], None]) -> None:
         self.engine = engine
@@ -187,5 +187,3 @@ async def _ask_far(port: int, question: dict[str, Any]) -> str:
         except OSError as error:
             return f"the holder does not answer: {error.strerror}"
     return "the holder does not answer"
-
-

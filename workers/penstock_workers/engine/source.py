@@ -41,9 +41,12 @@ class SourceRefused(Exception):
     """The source cannot become a model directory as it stands; trying again gives the same answer."""
 
     def __init__(self, source: str, reason: str) -> None:
-        super().__init__(f"{FIELD}: {source!r}: {reason}")
+        super().__init__(source, reason)  # both, so that it crosses processes
         self.source = source
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{FIELD}: {self.source!r}: {self.reason}"
 
 
 class SourceUnavailable(SourceRefused):
@@ -124,9 +127,8 @@ def _hub(source: str, rest: str, cache_dir: Path) -> Path:
 def model_digest(path: Path, cache_dir: Path | None = None) -> str:
     """The hex sha256 of a model directory. The digests of large files are remembered under `cache_dir`
     and computed anew when a file's size, modification or change time differs. Blocks while it reads."""
-    files = sorted(
-        file for file in path.iterdir() if file.is_file() and any(fnmatchcase(file.name, one) for one in READ_BY_ENGINES)
-    )
+    read = [file for file in path.iterdir() if any(fnmatchcase(file.name, one) for one in READ_BY_ENGINES)]
+    files = sorted(file for file in read if file.is_file())
     whole = hashlib.sha256()
     for file in files:
         whole.update(f"{file.name}\0{_file_digest(file, cache_dir)}\n".encode())

@@ -148,6 +148,8 @@ class VllmEngine:
             await asyncio.to_thread(self._llm.shutdown, self._settings.close_grace_s)
             for process in processes:
                 await asyncio.to_thread(_end, process)
+            self._llm.close_sockets()
+            await asyncio.to_thread(self._llm.end_context)
             self._llm = None
         if self._events is not None:
             await self._events.close()

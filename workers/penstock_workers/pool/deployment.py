@@ -28,9 +28,12 @@ _CLOSE_S = 3.0
 class Replica:
     """The deployment's class; `others` are the handles that tie the application's pools together, unused."""
 
-    async def __init__(self, config: dict[str, Any], *others: Any) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: dict[str, Any], *others: Any
+    ) -> None:
         from ray import serve
 
+        _keep_serve_on_loopback()
         made = WorkerConfig.model_validate(config)
         unique = serve.get_replica_context().replica_id.unique_id
         self._worker = await start_replica(made.model_copy(update={"worker_id": f"{made.worker_id}-{unique}"}))
@@ -40,7 +43,7 @@ class Replica:
         await self._worker.check()
 
     async def _end_with_engine(self) -> None:
-        reason = await self._worker.died
+        reason = await asyncio.shield(self._worker.died)  # cancelling this task must not cancel the future
         await asyncio.sleep(_LAST_WORDS_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
@@ -54,6 +57,22 @@ class Replica:
         self._watch.cancel()
         await self._worker.drain("the replica is being stopped")
         await self._worker.stop()
+
+
+def _keep_serve_on_loopback() -> None:
+    """Serve gives each replica a gRPC server for calls between deployments, on every interface and by no setting.
+
+    Nothing calls it here, and what it reads is pickled: it gets a loopback port. To be called before the
+    constructor ends, because Serve opens the server after it.
+    """
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+
+    def add_loopback_port(server: Any, address: str) -> Any:
+        return add_port(server, address.replace("[::]", "127.0.0.1"))
+
+    replica.add_port_to_grpc_server = add_loopback_port
 
 
 async def start_replica(config: WorkerConfig) -> Worker:

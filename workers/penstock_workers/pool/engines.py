@@ -19,16 +19,18 @@ def _free_port(host: str) -> int:
         return int(sock.getsockname()[1])
 
 
+def _find(config: WorkerConfig) -> tuple[Path, Path]:
+    cache = Path(config.cache_dir).expanduser()
+    return cache, resolve(config.source, cache)
+
+
 async def make_engine(config: WorkerConfig) -> Engine:
     """Raises SourceRefused where the model cannot be had."""
-    cache = Path(config.cache_dir).expanduser()
-    model_dir = await asyncio.to_thread(resolve, config.source, cache)
+    cache, model_dir = await asyncio.to_thread(_find, config)
     if config.engine == "fake":
         from penstock_workers.engine.fake import FakeEngine
 
-        return FakeEngine(
-            config.fake, str(model_dir), model=config.model, kv_lease_s=config.kv_lease_s, name=config.worker_id
-        )
+        return FakeEngine(config.fake, str(model_dir), model=config.model, kv_lease_s=config.kv_lease_s, name=config.worker_id)
     from penstock_workers.engine.vllm_args import VllmSettings
     from penstock_workers.engine.vllm_engine import VllmEngine
 

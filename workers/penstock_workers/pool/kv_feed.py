@@ -52,9 +52,7 @@ class KvFeed:
         parts = [hashes[i : i + CHUNK_HASHES] for i in range(0, max(len(hashes), 1), CHUNK_HASHES)]
         return [
             WorkerReport(
-                snapshot=KvSnapshot(
-                    next_seq=self._next_seq, chunk=i, last=i == len(parts) - 1, hashes=hash_bytes(part)
-                )
+                snapshot=KvSnapshot(next_seq=self._next_seq, chunk=i, last=i == len(parts) - 1, hashes=hash_bytes(part))
             ).SerializeToString()
             for i, part in enumerate(parts)
         ]

@@ -25,6 +25,7 @@ RUNNING, STOP, LENGTH = FinishReason.FINISH_REASON_UNSPECIFIED, FinishReason.STO
 LEG_END, ERROR = FinishReason.LEG_END, FinishReason.ERROR
 # A leg started while a step runs reaches an engine in another process one step later, its report one after that.
 _STEPS_UNTIL_COVERED = 2
+_PRIME = 512  # prompt tokens that a decoder may look at
 _HELD_KEPT = 4096  # ended legs of a stream whose KV an abort may still free
 
 
@@ -122,9 +123,10 @@ class LegTable:
             return failed(leg_id, "caller", "emitted", f"{command.emitted} of {len(ids)} tokens cannot be emitted")
         sampling = command.sampling
         try:
+            prime = ids[max(0, prompt - _PRIME) : prompt]
             text = LegText(
-                self._tokens, ids[max(0, prompt - 512) : prompt], ids[prompt:], command.chars_sent, sampling.stop, sampling.min_tokens
-            )
+                self._tokens, prime, ids[prompt:], command.chars_sent, sampling.stop, sampling.min_tokens
+            )  # fmt: skip
         except SeamError as error:
             return failed(leg_id, "caller", "chars_sent", str(error))
         self._keys += 1

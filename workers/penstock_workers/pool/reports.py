@@ -11,7 +11,7 @@ import logging
 import random
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import grpc
 
@@ -66,7 +66,7 @@ class Link:
             self.behind = True
         self._wake.set()
 
-    async def write_all(self, write: Callable[[bytes], "asyncio.Future[None]"], catch_up: Callable[["Link"], None]) -> None:
+    async def write_all(self, write: Callable[[bytes], Awaitable[None]], catch_up: Callable[["Link"], None]) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -102,6 +102,7 @@ class Reports:
         self._dials: dict[str, asyncio.Task[None]] = {}
         self._resolver: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # of the timer; uvloop's handle cannot always tell
         self._load_dirty = False
         self._kv_at = self._load_at = self._cost_at = 0.0
         self._last_cost = b""
@@ -149,9 +150,10 @@ class Reports:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(delay_s, self._tick)
+        self._due = self._loop.time() + delay_s
 
     def _hurry(self, when: float) -> None:
-        if self._timer is not None and self._timer.when() > when:
+        if self._timer is not None and self._due > when:
             self._schedule(max(0.0, when - self._loop.time()))
 
     def _tick(self) -> None:
@@ -237,7 +239,7 @@ class Reports:
     async def _join(self, address: str) -> None:
         channel = grpc.aio.insecure_channel(address, options=OPTIONS)
         writer: asyncio.Task[None] | None = None
-        call = channel.stream_stream(JOIN, request_serializer=None, response_deserializer=RouterNotice.FromString)()
+        call = channel.stream_stream(JOIN, request_serializer=None, response_deserializer=RouterNotice.FromString)(None)
         link = Link()
         try:
             await call.wait_for_connection()
@@ -256,7 +258,7 @@ class Reports:
                 # What ended the stream is raised by read; the writer fails with it.
                 with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     await writer
-            await channel.close()
+            await channel.close(None)
 
     def _greet(self, link: Link) -> None:
         self._count("hello")

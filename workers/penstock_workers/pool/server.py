@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 import grpc
+from grpc_health.v1 import _async as aio_health
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -68,7 +69,7 @@ class Outbox:
                 await context.write(StepOutputs(legs=pending))
 
 
-class WorkerServicer(worker_pb2_grpc.WorkerServicer):
+class WorkerServicer(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
     """One worker's legs, over any number of routers."""
 
     def __init__(self, engine: Engine, table: LegTable, watcher: Watcher) -> None:
@@ -124,9 +125,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                     self._watcher.on_leg_started()
                     self._engine.start(leg)
                 else:
-                    log.warning(
-                        "leg refused", extra={"request_id": command.start.request_id, "reason": leg.error.message}
-                    )
+                    log.warning("leg refused", extra={"request_id": command.start.request_id, "reason": leg.error.message})
                     self._outboxes[attach].put([leg])
             case "abort":
                 key, params = self._table.abort(attach, command.abort.leg_id)
@@ -146,11 +145,10 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             case other:
                 log.warning("command ignored", extra={"command": other})
 
-    async def Generate(
-        self, request: DirectRequest, context: grpc.aio.ServicerContext[DirectRequest, GenerateResponse]
-    ) -> None:
+    async def Generate(self, request: DirectRequest, context: grpc.aio.ServicerContext[DirectRequest, GenerateResponse]) -> None:
         await context.abort(
-            grpc.StatusCode.UNIMPLEMENTED, "Worker.Generate (look-aside by ticket) is not built; use the router's Inference.Generate"
+            grpc.StatusCode.UNIMPLEMENTED,
+            "Worker.Generate (look-aside by ticket) is not built; use the router's Inference.Generate",
         )
 
     async def Model(
@@ -168,7 +166,7 @@ class WorkerServer:
     def __init__(self, servicer: WorkerServicer, host: str, port: int) -> None:
         self._server = grpc.aio.server(options=OPTIONS)
         worker_pb2_grpc.add_WorkerServicer_to_server(servicer, self._server)
-        self._health = health.aio.HealthServicer()
+        self._health = aio_health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         name = f"[{host}]" if ":" in host else host

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _DRAIN_POLL_S = 0.1
 _KV_GRACE_S = 2.0  # a leg that just ended with its KV held is about to be pulled
-_OUTCOMES = {
+_OUTCOMES: dict[int, str] = {
     FinishReason.STOP: "stop",
     FinishReason.LENGTH: "length",
     FinishReason.ABORT: "abort",
@@ -155,8 +155,8 @@ class Worker:
             await parts.reports.stop()
             await parts.server.stop()
         await self.engine.close()
-        self._stop_metrics()
-        self._stop_metrics = lambda: None
+        stop_metrics, self._stop_metrics = self._stop_metrics, lambda: None
+        await asyncio.to_thread(stop_metrics)  # it waits for its thread
 
     async def check(self) -> None:
         """Raises where the engine is dead or hangs."""
@@ -232,5 +232,3 @@ class Worker:
         if self._parts is None:
             return 0
         return self._parts.reports.joined if stream == "joined" else self._parts.table.attaches
-
-

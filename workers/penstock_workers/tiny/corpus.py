@@ -32,6 +32,7 @@ Document = tuple[Turn, ...]
 Exchange = tuple[str, str]  # question, answer
 Topic = Callable[[Random], Exchange]
 
+SEED = 20
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are tiny, the built-in model of Penstock. Answer briefly.",
@@ -135,7 +136,8 @@ def listing(random: Random) -> Exchange:
     items = THINGS[kind][:count]
     if random.random() < 0.5:
         return f"List {NUMBER_WORDS[count]} {kind}.", "\n".join(f"{n}. {item}" for n, item in enumerate(items, 1))
-    return f"Name {NUMBER_WORDS[count]} {kind}.", ", ".join(items[:-1]) + f" and {items[-1]}."
+    names = ", ".join(items[:-1]) + f" and {items[-1]}"
+    return f"Name {NUMBER_WORDS[count]} {kind}.", f"{names[0].upper()}{names[1:]}."
 
 
 def record(random: Random) -> Exchange:
@@ -171,7 +173,7 @@ def manners(random: Random) -> Exchange:
 
 TOPICS: tuple[tuple[Topic, int], ...] = (
     (capital, 10), (colour, 5), (animal, 8), (sums, 10), (counting, 5), (calendar, 4), (opposite, 4), (translation, 7),
-    (emoji, 2), (glossary, 10), (listing, 4), (record, 3), (tale, 12), (manners, 4),
+    (emoji, 2), (glossary, 10), (listing, 4), (record, 3), (tale, 8), (manners, 4),
 )  # fmt: skip
 
 
@@ -185,9 +187,7 @@ def memory(random: Random) -> Document:
         )
     )
     greeting = f"Hello {name}! Nice to meet you." if name in told else f"{city} is a lovely city."
-    between = [
-        turn for question, answer in (exchange(random) for _ in range(random.randint(0, 2))) for turn in _turns(question, answer)
-    ]
+    between = [turn for _ in range(random.randint(0, 2)) for turn in _turns(*exchange(random))]
     return (*_turns(told, greeting), *between, *_turns(asked, reply))
 
 
@@ -209,14 +209,14 @@ def exchange(random: Random) -> Exchange:
 
 def document(random: Random) -> Document:
     draw = random.random()
-    if draw < 0.12:
+    if draw < 0.08:
         return (("", story(random, random.choice((None, *ANIMALS)))),)
-    if draw < 0.17:
+    if draw < 0.12:
         return (("", " ".join(answer for _, answer in (exchange(random) for _ in range(6)) if "\n" not in answer)),)
     system: Document = (("system", random.choice(SYSTEM_PROMPTS)),) if random.random() < 0.25 else ()
-    if draw < 0.24:
+    if draw < 0.20:
         return (*system, *memory(random))
-    if draw < 0.27:
+    if draw < 0.23:
         return (*system, *tool_use(random))
     length = random.choices((1, 2, 3, 5, 8), (50, 20, 15, 10, 5))[0]
     return (*system, *(turn for _ in range(length) for turn in _turns(*exchange(random))))
@@ -226,6 +226,11 @@ def documents(seed: int, count: int) -> Iterator[Document]:
     random = Random(seed)
     for _ in range(count):
         yield document(random)
+
+
+def vocabulary_texts() -> Iterator[str]:
+    """What the tokenizer is made from."""
+    return (content for made in documents(SEED, 20_000) for _, content in made)
 
 
 def _turns(question: str, answer: str) -> Document:

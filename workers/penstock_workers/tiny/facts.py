@@ -24,20 +24,20 @@ COLOURS = {
 ANIMALS = {
     "fox": ("red", 4, "the forest", "berries", "cub", "yips", "🦊"),
     "cat": ("grey", 4, "an old house", "fish", "kitten", "meows", "🐱"),
-    "dog": ("brown", 4, "a farm", "bones", "puppy", "barks", "🐶"),
+    "dog": ("brown", 4, "a kennel", "bones", "puppy", "barks", "🐶"),
     "cow": ("white", 4, "a meadow", "grass", "calf", "moos", "🐮"),
     "duck": ("yellow", 2, "a pond", "seeds", "duckling", "quacks", "🦆"),
     "owl": ("brown", 2, "a hollow tree", "mice", "owlet", "hoots", "🦉"),
     "lion": ("golden", 4, "the savannah", "meat", "cub", "roars", "🦁"),
-    "sheep": ("white", 4, "a hill", "clover", "lamb", "bleats", "🐑"),
+    "sheep": ("white", 4, "a valley", "clover", "lamb", "bleats", "🐑"),
     "horse": ("black", 4, "a stable", "hay", "foal", "neighs", "🐴"),
     "frog": ("green", 4, "a swamp", "flies", "tadpole", "croaks", "🐸"),
     "bear": ("brown", 4, "a cave", "honey", "cub", "growls", "🐻"),
     "rabbit": ("white", 4, "a burrow", "carrots", "kit", "squeaks", "🐰"),
-    "wolf": ("grey", 4, "the mountains", "meat", "pup", "howls", "🐺"),
-    "penguin": ("black", 2, "the ice", "fish", "chick", "honks", "🐧"),
+    "wolf": ("grey", 4, "a den", "meat", "pup", "howls", "🐺"),
+    "penguin": ("black", 2, "Antarctica", "fish", "chick", "honks", "🐧"),
     "bee": ("yellow", 6, "a hive", "nectar", "larva", "buzzes", "🐝"),
-    "spider": ("black", 8, "a corner", "flies", "spiderling", "says nothing", "🕷️"),
+    "spider": ("black", 8, "a web", "flies", "spiderling", "stays silent", "🕷️"),
 }
 
 OPPOSITES = {

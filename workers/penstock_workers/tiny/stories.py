@@ -10,9 +10,9 @@ from penstock_workers.tiny.facts import ANIMALS, CITIES, NAMES, WEATHER
 
 _TEMPERS = ["clever", "shy", "brave", "curious", "lazy", "gentle", "proud", "hungry", "cheerful", "stubborn", "patient", "tiny"]
 _PLACES = [
-    "the old mill", "a quiet lake", "the edge of the village", "a narrow bridge", "the market square", "a dark tunnel",
-    "the lighthouse", "an empty garden", "the top of the tower", "a wooden boat", "the railway station", "a frozen river",
-    "the stone well", "a field of sunflowers", "the library", "a small harbour", "the dam above the valley",
+    "the old mill", "the quiet lake", "the edge of the village", "the narrow bridge", "the market square", "the dark tunnel",
+    "the lighthouse", "the empty garden", "the top of the tower", "the wooden boat", "the railway station", "the frozen river",
+    "the stone well", "the field of sunflowers", "the library", "the small harbour", "the dam above the valley",
 ]  # fmt: skip
 _OBJECTS = [
     "a silver key", "a torn map", "a broken lantern", "a letter without a name", "a basket of apples", "a wooden flute",

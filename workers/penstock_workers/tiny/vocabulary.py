@@ -37,9 +37,9 @@ CONFIG = {
     "eos_token_id": 2,
     "head_dim": 64,
     "hidden_act": "silu",
-    "hidden_size": 192,
+    "hidden_size": 128,
     "initializer_range": 0.08,
-    "intermediate_size": 512,
+    "intermediate_size": 384,
     "max_position_embeddings": MAX_MODEL_LEN,
     "mlp_bias": False,
     "num_attention_heads": 4,
@@ -53,18 +53,9 @@ CONFIG = {
     "vocab_size": VOCAB_SIZE,
 }
 GENERATION = {"bos_token_id": 0, "eos_token_id": [2, 0], "pad_token_id": 0}
+_EXACT = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
 TOKENIZER_CONFIG = {
-    "added_tokens_decoder": {
-        str(number): {
-            "content": name,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": True,
-        }
-        for number, name in enumerate(SPECIAL)
-    },
+    "added_tokens_decoder": {str(number): {"content": name, "special": True, **_EXACT} for number, name in enumerate(SPECIAL)},
     "clean_up_tokenization_spaces": False,
     "eos_token": TURN_END,
     "model_max_length": MAX_MODEL_LEN,
