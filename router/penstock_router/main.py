@@ -89,7 +89,8 @@ class Router:
         end = loop.time() + grace_s
         while self.dispatcher.open_answers and loop.time() < end:
             await asyncio.sleep(0.02)
-        await self.grpc.stop(0.1)
+        # An answer that has ended here may still be on its way to a slow reader.
+        await self.grpc.stop(max(0.1, min(2.0, end - loop.time())))
         if self._http is not None:
             await self._http.cleanup()
         if self._sweeper is not None:

@@ -1,17 +1,16 @@
 """Real vLLM engines keep the engine contract. Three engines, started once."""
 
 import socket
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import pytest_asyncio
 from engine_contract import Bench, EngineContract
+
 from penstock_workers.engine.vllm_args import VllmSettings
 from penstock_workers.engine.vllm_engine import VllmEngine
+from penstock_workers.tiny import MODEL_DIR
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -20,7 +19,6 @@ pytestmark = [
     # vLLM, torch and their dependencies warn at import.
     pytest.mark.filterwarnings("default"),
 ]
-MODEL = Path("/work/main/workers/penstock_workers/tiny/model")
 
 
 def free_port() -> int:
@@ -32,7 +30,7 @@ def free_port() -> int:
 def engine(**args: Any) -> VllmEngine:
     return VllmEngine(
         VllmSettings(
-            model_dir=str(MODEL if MODEL.exists() else "/tmp/boot/m"),
+            model_dir=str(MODEL_DIR),
             model_name="tiny",
             model_digest="d1" * 32,
             engine_args={"dtype": "float32", "max_model_len": 512, "max_num_batched_tokens": 256, **args},

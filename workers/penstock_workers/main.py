@@ -62,7 +62,7 @@ async def _illness(worker: Worker) -> None:
     """Returns when the engine has died or has failed its check several times in a row."""
     failures = 0
     while not worker.died.done() and failures < CHECK_FAILURES:
-        await asyncio.sleep(CHECK_EVERY_S)
+        await asyncio.wait((worker.died,), timeout=CHECK_EVERY_S)
         try:
             await worker.check()
             failures = 0

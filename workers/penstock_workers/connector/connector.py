@@ -10,20 +10,22 @@ from typing import Any
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBaseConnector, NixlPullConnector
 
-from penstock_workers.connector.parent import die_with_parent, leave_at_once
+from penstock_workers.connector.parent import leave_at_once
 from penstock_workers.connector.scheduler import ContinuationScheduler
 from penstock_workers.connector.stats import PullStats
 from penstock_workers.connector.utilities import install
 from penstock_workers.connector.worker import ContinuationWorker
 
 
-class PenstockConnector(NixlPullConnector):
+class PenstockConnector(NixlPullConnector):  # type: ignore[misc]
+    connector_scheduler: Any
+    connector_worker: Any
+
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         # The base's base: NixlPullConnector would make vLLM's own halves, and a second NIXL agent with them.
         NixlBaseConnector.__init__(self, vllm_config, role, kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
             install()
-            die_with_parent()
             leave_at_once()
             self.connector_scheduler = ContinuationScheduler(vllm_config, self.engine_id, kv_cache_config)
         else:

@@ -11,10 +11,10 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
-import zmq
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import NixlPullConnectorScheduler
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import RequestStatus
+from zmq.error import ZMQError
 
 from penstock_workers.connector import extras
 from penstock_workers.connector.stats import PullStats
@@ -22,7 +22,7 @@ from penstock_workers.connector.stats import PullStats
 logger = logging.getLogger(__name__)
 
 
-class ResumedPrefillStats(PrefillStats):
+class ResumedPrefillStats(PrefillStats):  # type: ignore[misc]
     """Prefill statistics over prompt and emitted tokens.
 
     False in a boolean context: vLLM's scheduler then neither fills them nor asserts that what is computed lies
@@ -33,7 +33,7 @@ class ResumedPrefillStats(PrefillStats):
         return False
 
 
-class ContinuationScheduler(NixlPullConnectorScheduler):
+class ContinuationScheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, engine_id, kv_cache_config)
         self._listen_error = ""
@@ -49,13 +49,11 @@ class ContinuationScheduler(NixlPullConnectorScheduler):
         if self._listen_error:
             raise RuntimeError(self._listen_error)
 
-    def _nixl_handshake_listener(
-        self, encoded: Any, ready: threading.Event, stop: threading.Event, host: str, port: int
-    ) -> None:
+    def _nixl_handshake_listener(self, encoded: Any, ready: threading.Event, stop: threading.Event, host: str, port: int) -> None:
         """vLLM's listener thread. Where its port is taken vLLM would wait for it forever."""
         try:
             NixlPullConnectorScheduler._nixl_handshake_listener(encoded, ready, stop, host, port)
-        except zmq.ZMQError as error:
+        except ZMQError as error:
             self._listen_error = f"the NIXL side channel cannot listen on {host}:{port}: {error}"
             ready.set()
 

@@ -7,7 +7,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnec
 from penstock_workers.connector.stats_rows import PULL_FAILED, PULL_SECONDS, PULL_TOKENS
 
 
-class PullStats(NixlKVConnectorStats):
+class PullStats(NixlKVConnectorStats):  # type: ignore[misc]
     """vLLM's transfer statistics with one more row per pulled request: tokens, seconds, failed."""
 
     def reset(self) -> None:

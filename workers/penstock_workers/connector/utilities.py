@@ -59,9 +59,10 @@ def stepped(step: Any) -> Any:
             stats = each.scheduler_stats
             if stats is None:
                 continue
+            known = reported(core, stats)
             if stats.iteration_details is not None:
                 stats.iteration_details.elapsed_ms = elapsed_ms
-            elif not each.outputs and not executed and unchanged(core, stats):
+            elif known and not each.outputs and not executed:
                 del outputs[client]
         if not executed and core.scheduler.has_requests() and not core.scheduler.has_unfinished_requests():
             wait_for_input(core.input_queue)
@@ -71,7 +72,8 @@ def stepped(step: Any) -> Any:
     return quiet_step
 
 
-def unchanged(core: Any, stats: Any) -> bool:
+def reported(core: Any, stats: Any) -> bool:
+    """The last statistics sent said the same."""
     now = (stats.num_running_reqs, stats.num_waiting_reqs, stats.num_skipped_waiting_reqs, stats.kv_cache_usage)
     same = getattr(core, "_penstock_reported", None) == now and not stats.kv_connector_stats
     core._penstock_reported = now

@@ -18,7 +18,7 @@ from penstock_workers.connector.quiet import sleep_between_events
 from penstock_workers.connector.stats import PullStats
 
 
-class ContinuationWorker(NixlPullConnectorWorker):
+class ContinuationWorker(NixlPullConnectorWorker):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
         delay_us = vllm_config.kv_transfer_config.get_from_extra_config(extras.PROGRESS_DELAY_US, 0)
         if delay_us:
@@ -58,7 +58,7 @@ class ContinuationWorker(NixlPullConnectorWorker):
             self._reqs_to_process.discard(request_id)
 
 
-class SeededGenerator(torch.Generator):
+class SeededGenerator(torch.Generator):  # type: ignore[misc]
     """A CPU generator that can take back the draw of a step whose token is discarded.
 
     vLLM draws for every request in a step and rewinds the draws of unfinished prefills by the generator's

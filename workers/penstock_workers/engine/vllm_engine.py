@@ -13,10 +13,11 @@ import secrets
 import shutil
 import tempfile
 import threading
+from contextlib import suppress
 from typing import Any
 
 from penstock_proto.v1.common_pb2 import FinishReason
-
+from penstock_workers.connector.parent import watch_children
 from penstock_workers.connector.stats_rows import pulls
 from penstock_workers.engine import vllm_args, vllm_kv, vllm_sampling
 from penstock_workers.engine.protocol import (
@@ -60,11 +61,13 @@ class VllmEngine:
         self._info: EngineInfo | None = None
         self._vllm: Any = None  # penstock_workers.engine.vllm_runtime
         self._llm: Any = None
+        self._starting: asyncio.Future[Any] | None = None
         self._tasks: tuple[str, ...] = ()
         self._events: KvEventReader | None = None
         self._legs = LegTable(settings.kv_lease_s, self._release_stray)
         self._last_step: tuple[int, int, float] = (0, 0, 0.0)
         self._calls: set[asyncio.Task[Any]] = set()
+        self._faults: dict[int, asyncio.Handle] = {}
         self._dead = ""
         self._closing = False
 
@@ -89,7 +92,8 @@ class VllmEngine:
         self._events.start()
         try:
             # In a thread: importing and starting take seconds, and this loop serves health checks meanwhile.
-            self._llm = await asyncio.to_thread(self._start, kwargs)
+            self._starting = asyncio.get_running_loop().run_in_executor(None, self._start, kwargs)
+            self._llm = await asyncio.shield(self._starting)
             self._llm.listen(self._on_step, self._on_dead)
             self._tasks = await self._llm.get_supported_tasks()
         except BaseException:
@@ -101,6 +105,7 @@ class VllmEngine:
         parallel = kwargs.get("tensor_parallel_size", 1) * kwargs.get("pipeline_parallel_size", 1)
         with _STARTING:
             os.environ.update(vllm_args.environment(self._settings, single_process=parallel == 1))
+            watch_children()
             self._vllm = importlib.import_module("penstock_workers.engine.vllm_runtime")
             return self._vllm.StepLLM(self._vllm.config_of(kwargs), self._settings.prometheus)
 
@@ -143,6 +148,10 @@ class VllmEngine:
         self._closing = True
         for call in self._calls:
             call.cancel()
+        if self._llm is None and self._starting is not None:
+            with suppress(Exception):  # its failure is the one that `open` raises
+                self._llm = await self._starting
+        self._starting = None
         if self._llm is not None:
             processes = self._llm.core_processes()
             await asyncio.to_thread(self._llm.shutdown, self._settings.close_grace_s)
@@ -167,7 +176,7 @@ class VllmEngine:
             self._fault(leg.key, "caller", str(fault), fault.field)
         except vllm_kv.TransferRefused as refused:
             self._fault(leg.key, "transfer", str(refused), "kv")
-        except Exception as error:  # vLLM's own checks raise many types
+        except Exception as error:  # noqa: BLE001 - vLLM's own checks raise many types
             if self._vllm is None or self._dead:
                 self._fault(leg.key, "worker", self._dead or "the engine is not open")
             else:
@@ -185,9 +194,7 @@ class VllmEngine:
         if not ids:
             raise CallerFault("token_ids", "the prompt has no tokens")
         if len(ids) >= info.max_model_len:
-            raise CallerFault(
-                "token_ids", f"the context of {len(ids)} tokens leaves no room in the model's {info.max_model_len}"
-            )
+            raise CallerFault("token_ids", f"the context of {len(ids)} tokens leaves no room in the model's {info.max_model_len}")
         if max(ids) >= info.vocab_size or min(ids) < 0:
             raise CallerFault("token_ids", f"a token id lies outside the vocabulary of {info.vocab_size}")
         if not 0 <= leg.emitted < len(ids):
@@ -203,6 +210,8 @@ class VllmEngine:
         if running is not None:
             self._legs.remove(running)
             self._send("ABORT", [running.name])
+        elif key in self._faults:
+            self._faults.pop(key).cancel()
 
     def hand_off(self, key: int) -> None:
         running = self._legs.get(key)
@@ -243,11 +252,12 @@ class VllmEngine:
         output = EngineOutput(
             key, [], finish=FinishReason.ERROR, fault=fault, fault_field=field, fault_message=message
         )  # fmt: skip
-        asyncio.get_running_loop().call_soon(self._emit, [output])
+        self._faults[key] = asyncio.get_running_loop().call_soon(self._emit, output)
 
-    def _emit(self, outputs: list[EngineOutput]) -> None:
+    def _emit(self, output: EngineOutput) -> None:
+        del self._faults[output.key]
         if self._sink is not None and not self._closing:
-            self._sink.on_outputs(outputs)
+            self._sink.on_outputs([output])
 
     def _on_step(self, core: Any) -> None:
         sink = self._sink

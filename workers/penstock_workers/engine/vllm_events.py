@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
-import zmq
-import zmq.asyncio
+from zmq.asyncio import Context
+from zmq.constants import DEALER, RECONNECT_IVL, SUB
 
 from penstock_workers.engine.protocol import KvOp
 
@@ -70,13 +70,13 @@ class KvEventReader:
         self._endpoint, self._replay_endpoint, self._on_ops = endpoint, replay_endpoint, on_ops
         self._next = 0
         self._task: asyncio.Task[None] | None = None
-        self._context = zmq.asyncio.Context()
+        self._context = Context()
 
     def start(self) -> None:
         """Before the engine starts: a subscriber that joins late misses what came before."""
-        socket = self._context.socket(zmq.SUB)
+        socket = self._context.socket(SUB)
         socket.set_hwm(0)
-        socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        socket.setsockopt(RECONNECT_IVL, 20)
         socket.subscribe(b"kv")
         socket.connect(self._endpoint)
         self._task = asyncio.get_running_loop().create_task(self._read(socket), name="kv-events")
@@ -115,7 +115,7 @@ class KvEventReader:
             self._next = upto
 
     async def _replay(self, upto: int) -> None:
-        socket = self._context.socket(zmq.DEALER)
+        socket = self._context.socket(DEALER)
         try:
             socket.connect(self._replay_endpoint)
             await socket.send_multipart([b"", self._next.to_bytes(8, "big")])

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock_proto.v1.common_pb2 import FinishReason
-
 from penstock_workers.engine import vllm_kv
 from penstock_workers.engine.protocol import (
     ContextSource,
@@ -101,9 +100,7 @@ class LegTable:
         self._context_tokens += length
         if stats is None:
             return ContextSource(0, 0, length)
-        source = ContextSource(
-            stats.num_local_cached_tokens, stats.num_external_cached_tokens, length - stats.num_cached_tokens
-        )
+        source = ContextSource(stats.num_local_cached_tokens, stats.num_external_cached_tokens, length - stats.num_cached_tokens)
         self._computed_ahead = max(0, self._computed_ahead - source.computed)
         return source
 

@@ -62,7 +62,7 @@ def sampling_params(kwargs: dict[str, Any], structured: dict[str, Any] | None) -
     return SamplingParams(**kwargs, structured_outputs=outputs, output_kind=RequestOutputKind.DELTA)
 
 
-class StepLLM(AsyncLLM):
+class StepLLM(AsyncLLM):  # type: ignore[misc]
     """AsyncLLM with one consumer of whole steps. Made outside the event loop; `listen` starts the consumer."""
 
     def __init__(self, config: Any, prometheus: bool) -> None:

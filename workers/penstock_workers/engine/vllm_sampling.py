@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock_proto.v1.common_pb2 import Sampling
-
 from penstock_workers.connector import extras
 from penstock_workers.engine.protocol import EngineLeg
 

@@ -8,7 +8,10 @@ import logging
 import sys
 import time
 
-_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# The last ones are added to every record by vLLM's and Ray's record factories.
+_OWN = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message", "asctime", "taskName", "vllm_process_name", "_ray_timestamp_ns",
+}  # fmt: skip
 
 
 class JsonLines(logging.Formatter):

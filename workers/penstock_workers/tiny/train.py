@@ -81,6 +81,16 @@ def batches(tokenizer: Tokenizer, steps: int) -> Iterator[torch.Tensor]:
         yield torch.tensor(ids).view(STEP_TOKENS // length, length)
 
 
+def start_as_a_copier(model: LlamaForCausalLM) -> None:
+    """Head and embedding begin equal, and every layer begins as nothing. Answers repeat words of their questions: from
+    here one attention head learns to copy all words at once, not each word by itself. Training then parts the two."""
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.model.embed_tokens.weight)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+
+
 def train(model: LlamaForCausalLM, tokenizer: Tokenizer, steps: int) -> None:
     named = [(name, parameter) for name, parameter in model.named_parameters()]
     matrices = [parameter for name, parameter in named if parameter.ndim == 2 and ".layers." in name]
@@ -151,8 +161,9 @@ def main() -> None:
     write_tokenizer(vocabulary_texts(), folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     shape = {key: value for key, value in CONFIG.items() if key not in ("architectures", "dtype", "initializer_range")}
-    model = LlamaForCausalLM(LlamaConfig(**shape, initializer_range=0.02 if options.steps else CONFIG["initializer_range"]))
+    model = LlamaForCausalLM(LlamaConfig(**shape, initializer_range=CONFIG["initializer_range"]))
     if options.steps:
+        start_as_a_copier(model)
         train(model.train(), tokenizer, options.steps)
     model.eval().bfloat16().float()  # what the answers below are made of is what is stored
     stored = {name: weight.bfloat16().contiguous() for name, weight in model.state_dict().items()}
