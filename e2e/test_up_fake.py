@@ -70,6 +70,8 @@ class Machine:
             owned.send(supervisor, signal.SIGKILL)
         for mark in [*self.marks, *([last.mark] if last else [])]:
             owned.end(mark, 0.0)
+        if last:
+            state.remove_ray_folder(last)
 
 
 @pytest.fixture
@@ -108,6 +110,7 @@ def test_a_service_comes_up_answers_on_loopback_only_and_goes_down_to_nothing(ma
     request = urllib.request.Request(f"http://{run.http}/v1/chat/completions", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as reply:
         assert json.loads(reply.read())["usage"]["completion_tokens"] == 4
+    assert Path(run.ray_dir).stat().st_mode & 0o777 == 0o700
     assert listeners(run) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     refused = machine.cli("up", *LISTEN, code=1)
     assert f"grpc={run.grpc}" in refused.stderr

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .choice import Choice
 
 
-
 @dataclass(slots=True, eq=False)
 class Delta:
     """What is new of one choice."""
@@ -34,6 +33,7 @@ class Delta:
     placement: Placement | None = None
 
     def message(self) -> GenerateResponse:
+        """As gRPC has it, all but the request's id."""
         out = GenerateResponse(index=self.index, text=self.text, token_ids=self.token_ids)
         if self.logprobs:
             out.logprobs.extend(self.logprobs)

@@ -51,8 +51,32 @@ class Choice:
     """Hears of its legs from the attachments, and of everything else from the dispatcher."""
 
     __slots__ = (
-        "_logprobs", "_text", "answer", "chain", "chars_sent", "core", "dirty", "emitted", "exclude", "finish", "first_at", "held_until",
-        "ids", "index", "keys", "last_at", "leg", "model", "prompt", "prompt_len", "records", "sampling", "stop_reason", "sent", "unreported",
+        "_logprobs",
+        "_text",
+        "_usage",
+        "answer",
+        "chain",
+        "chars_sent",
+        "core",
+        "dirty",
+        "emitted",
+        "exclude",
+        "finish",
+        "first_at",
+        "held_until",
+        "ids",
+        "index",
+        "keys",
+        "last_at",
+        "leg",
+        "model",
+        "prompt",
+        "prompt_len",
+        "records",
+        "sampling",
+        "sent",
+        "stop_reason",
+        "unreported",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +108,7 @@ class Choice:
         self.first_at = self.last_at = 0.0
         self.held_until = 0.0
         self._text = ""
+        self._usage: Usage | None = None
         self._logprobs: list[TokenLogprob] = []
 
     def begin(self, lease_margin_s: float) -> None:
@@ -239,6 +264,15 @@ class Choice:
         return delta
 
     def usage(self) -> Usage:
+        """Once the choice has ended it is made once."""
+        if self._usage is not None:
+            return self._usage
+        usage = self._count_usage()
+        if self.finish:
+            self._usage = usage
+        return usage
+
+    def _count_usage(self) -> Usage:
         """Each prompt token is counted where its KV came from: the first worker's cache, else a transfer, else a prefill."""
         first = next((r for r in self.records if r.started), None)
         last = self.records[-1] if self.records else None
@@ -269,9 +303,14 @@ class Choice:
         for record in self.records:
             out.legs.append(
                 LegPlacement(
-                    kind=record.kind, worker=record.worker, pool=record.pool, cached_tokens=record.cached,
-                    transferred_tokens=record.transferred, computed_tokens=record.computed,
-                    generated_tokens=record.generated, outcome=record.outcome,
+                    kind=record.kind,
+                    worker=record.worker,
+                    pool=record.pool,
+                    cached_tokens=record.cached,
+                    transferred_tokens=record.transferred,
+                    computed_tokens=record.computed,
+                    generated_tokens=record.generated,
+                    outcome=record.outcome,
                 )  # fmt: skip
             )
         return out

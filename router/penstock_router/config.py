@@ -56,8 +56,12 @@ class RouterConfig(Frozen):
     cache_dir: Path | None = Field(default=None, description="where model files are kept; unset: ~/.cache/penstock/models")
     hold_s: float = Field(default=30.0, ge=0, description="seconds a request waits for a worker before UNAVAILABLE")
     stale_after_s: float = Field(default=1.0, gt=0, description="seconds of silence after which a worker gets no new work")
-    panic_threshold: float = Field(default=0.5, ge=0, le=1, description="below this fraction of fresh workers, staleness is ignored")
-    forget_after_s: float = Field(default=5.0, gt=0, description="seconds after its last report at which a lost worker is forgotten")
+    panic_threshold: float = Field(
+        default=0.5, ge=0, le=1, description="below this fraction of fresh workers, staleness is ignored"
+    )
+    forget_after_s: float = Field(
+        default=5.0, gt=0, description="seconds after its last report at which a lost worker is forgotten"
+    )
     lease_margin_s: float = Field(default=2.0, ge=0, description="KV is not pulled within this many seconds of its lease's end")
     stall_s: float = Field(default=60.0, gt=0, description="a client that takes nothing for so long is cancelled")
     grace_s: float = Field(default=30.0, ge=0, description="seconds that open streams get on SIGTERM")

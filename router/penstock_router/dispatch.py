@@ -21,7 +21,7 @@ from .answer import Answer
 from .choice import Choice, LegRecord
 from .config import RouterConfig, ServiceClass
 from .faults import Broken, CallerFault, Expired, Fault, Internal, Shed, Unavailable, UnknownModel
-from .feed.attach import Attachment
+from .feed.attach import Attachment, start_command
 from .feed.fleet import Fleet, Member
 from .feed.models import Model, Models
 from .hold import Held
@@ -155,9 +155,7 @@ class Dispatcher:
     def ready(self) -> bool:
         if self.draining:
             return False
-        return any(m.attached for m in self.fleet.members.values()) or (
-            self.now() - self.started_at >= self.config.ready_after_s
-        )
+        return any(m.attached for m in self.fleet.members.values()) or (self.now() - self.started_at >= self.config.ready_after_s)
 
     def status(self) -> StatusResponse:
         now = self.now()
@@ -166,9 +164,17 @@ class Dispatcher:
             hello, load = member.hello, member.load
             out.workers.append(
                 WorkerStatus(
-                    worker_id=member.name, pool=hello.pool, role=hello.role, state=self.fleet.state(member, now),
-                    address=hello.address, model=hello.model, running=load.running, waiting=load.waiting,
-                    kv_usage=load.kv_usage, kv_blocks=self.fleet.index.held(member.slot), legs=member.legs,
+                    worker_id=member.name,
+                    pool=hello.pool,
+                    role=hello.role,
+                    state=self.fleet.state(member, now),
+                    address=hello.address,
+                    model=hello.model,
+                    running=load.running,
+                    waiting=load.waiting,
+                    kv_usage=load.kv_usage,
+                    kv_blocks=self.fleet.index.held(member.slot),
+                    legs=member.legs,
                     incarnation=hello.incarnation,
                 )  # fmt: skip
             )
@@ -230,7 +236,6 @@ class Dispatcher:
             token_ids=choice.prompt + choice.ids.tobytes() if choice.emitted else choice.prompt,
             emitted=choice.emitted,
             chars_sent=choice.chars_sent,
-            sampling=choice.sampling,
             max_leg_tokens=spec.max_leg_tokens,
             priority=self.classes[choice.answer.service_class].priority,
         )
@@ -242,7 +247,7 @@ class Dispatcher:
         if link is None:
             asyncio.get_running_loop().call_soon(self._lose_unstarted, choice, spec.leg_id)
         else:
-            link.start(command, choice)
+            link.start(spec.leg_id, start_command(command, choice.sampling.SerializeToString()), choice)
 
     def _lose_unstarted(self, choice: Choice, leg_id: int) -> None:
         if choice.leg is not None and choice.leg.leg_id == leg_id:
@@ -384,7 +389,12 @@ class Dispatcher:
         gauge("penstock_router_queue_tokens", "Their prompt tokens; text not yet tokenized counts a quarter of its characters.",
               (), lambda: [((), self.held.tokens())])  # fmt: skip
         gauge("penstock_router_workers", "Workers by state.", ("pool", "role", "state"), lambda: self.fleet.count(self.now()))
-        gauge("penstock_router_index_blocks", "KV blocks known, each once per worker.", (), lambda: [((), self.fleet.index.blocks())])
+        gauge(
+            "penstock_router_index_blocks",
+            "KV blocks known, each once per worker.",
+            (),
+            lambda: [((), self.fleet.index.blocks())],
+        )
         gauge("penstock_router_open_streams", "Answers being made.", (), lambda: [((), len(self.open_answers))])
         gauge("penstock_router_panic", "1 while staleness is ignored because most workers look stale.",
               (), lambda: [((), float(self.fleet.panic))])  # fmt: skip
@@ -401,7 +411,7 @@ class Dispatcher:
         for answer in awake:
             try:
                 answer.deliver()
-            except Exception:  # noqa: BLE001 - a defect in one answer's delivery must not stop the others'
+            except Exception:
                 log.exception("delivery failed", extra={"fields": {"request_id": answer.request_id}})
                 answer.fail(Internal(answer.request_id))
 

@@ -7,7 +7,6 @@ number that wait is bounded.
 import asyncio
 from typing import TYPE_CHECKING
 
-
 from .choice import Choice
 from .faults import Expired, Shed, Unavailable
 from .request import Request
@@ -109,5 +108,3 @@ def _estimate(request: Request) -> int:
     if request.prompt is not None:
         return len(request.prompt) // 4
     return sum(len(m["content"]) for m in request.messages or ()) // 4
-
-

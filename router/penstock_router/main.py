@@ -55,9 +55,7 @@ class Router:
         self.join = JoinFront(
             self.fleet, config.router_id, loop.time, model=config.model, gaps=self.metrics.kv_gaps.child(), on_joined=self._joined
         )
-        bounds = WireLimits(
-            max_message=config.limits.max_message_bytes, max_streams=config.limits.max_streams_per_connection
-        )
+        bounds = WireLimits(max_message=config.limits.max_message_bytes, max_streams=config.limits.max_streams_per_connection)
         self.grpc = Server(bounds)
         self.reports = Server(WireLimits(max_resets=1 << 30))
         InferenceFront(self.dispatcher, limits_of(config), config.stall_s).register(self.grpc)

@@ -92,12 +92,16 @@ class RouterMetrics(Collector):
     def __init__(self) -> None:
         slo = ("service_class", "objective")
         model = ("model", "service_class", "placement")
-        self.requests = CounterFamily("penstock_router_requests", "Requests by how they ended.", ("model", "service_class", "outcome"))
+        self.requests = CounterFamily(
+            "penstock_router_requests", "Requests by how they ended.", ("model", "service_class", "outcome")
+        )
         self.ttft = HistogramFamily("penstock_router_ttft_seconds", "Receipt to first token.", LATENCY, model)
         self.tpot = HistogramFamily("penstock_router_tpot_seconds", "Per output token after the first.", PER_TOKEN, model)
         self.slo_judged = CounterFamily("penstock_router_slo_judged", "Choices judged against an objective.", slo)
         self.slo_attained = CounterFamily("penstock_router_slo_attained", "Choices that met it.", slo)
-        self.prompt_tokens = CounterFamily("penstock_router_prompt_tokens", "Prompt tokens by where their KV came from.", ("source",))
+        self.prompt_tokens = CounterFamily(
+            "penstock_router_prompt_tokens", "Prompt tokens by where their KV came from.", ("source",)
+        )
         self.generated_tokens = CounterFamily("penstock_router_generated_tokens", "Tokens sent to clients.")
         self.request_prompt = HistogramFamily("penstock_router_request_prompt_tokens", "Prompt length, tokens.", TOKENS)
         self.request_output = HistogramFamily("penstock_router_request_output_tokens", "Output length, tokens.", TOKENS)

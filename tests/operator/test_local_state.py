@@ -55,7 +55,7 @@ def test_one_process_holds_a_service_at_a_time() -> None:
 
 
 def test_ray_sockets_fit_in_107_bytes() -> None:
-    longest = state.ray_folder("f" * 32) / "session_2026-11-21_12-54-02_834123_4194304/sockets/plasma_store.socket"
+    longest = state.ray_folder("f" * 32) / "r/session_2026-11-21_12-54-02_834123_4194304/sockets/plasma_store.socket"
     assert len(str(longest)) < 107
 
 

@@ -94,7 +94,10 @@ async def test_a_pair_answers_in_two_legs_and_its_usage_adds_up(tmp_path: Path) 
         assert usage is not None and usage.transferred_tokens > 0
         assert usage.prompt_tokens == usage.cached_tokens + usage.transferred_tokens + usage.computed_tokens == len(PROMPT)
         assert placement is not None
-        assert [(leg.kind, leg.worker, leg.generated_tokens) for leg in placement.legs] == [("prefill", "p", 1), ("decode", "d", 4)]
+        assert [(leg.kind, leg.worker, leg.generated_tokens) for leg in placement.legs] == [
+            ("prefill", "p", 1),
+            ("decode", "d", 4),
+        ]
         assert p.rejected == []
         assert running.at_rest()
 

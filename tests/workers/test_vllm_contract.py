@@ -1,15 +1,19 @@
 """Real vLLM engines keep the engine contract. Three engines, started once."""
 
+import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
-from engine_contract import Bench, EngineContract
+from engine_contract import Bench, EngineContract, greedy, prompt, salt, seeded
 
+from penstock_workers.engine.protocol import ContextSource
 from penstock_workers.engine.vllm_args import VllmSettings
-from penstock_workers.engine.vllm_engine import VllmEngine
+from penstock_workers.engine.vllm_engine import EngineGone, VllmEngine
 from penstock_workers.tiny import MODEL_DIR
 
 pytestmark = [
@@ -67,5 +71,65 @@ async def tight() -> AsyncIterator[Bench]:
     await bench.close()
 
 
+def core_of(bench: Bench) -> psutil.Process:
+    made = bench.engine
+    assert isinstance(made, VllmEngine)
+    (pid,) = made.core_pids
+    return psutil.Process(pid)
+
+
 class TestVllm(EngineContract):
     pass
+
+
+async def test_the_first_word_to_a_stranger_frees_its_kv(second: Bench, tight: Bench) -> None:
+    """`tight` never spoke with `second` before: its notice waits for their handshake."""
+    await second.idle()
+    busy = [tight.start(prompt(20, i), greedy(150), cache_salt=salt()) for i in range(tight.info.max_running)]
+    p = await second.prefill(prompt(90), greedy(5), cache_salt=salt())
+    assert p.kv is not None
+    waiting = tight.start(prompt(90) + p.token_ids, greedy(5), emitted=1, kv_params=p.kv.params, cache_salt=salt())
+    await asyncio.sleep(0.02)
+    tight.engine.abort(waiting)
+    for key in busy:
+        tight.engine.abort(key)
+    at = time.monotonic()
+    await second.idle()
+    print(f"freed after {time.monotonic() - at:.3f} s")
+    assert time.monotonic() - at < 5, "not by the lease's end"
+
+
+async def test_a_killed_engine_core_is_told_once_and_its_kv_is_computed_elsewhere(first: Bench, second: Bench) -> None:
+    """The last use of `second`."""
+    ids = prompt(80)
+    whole = await first.run(ids, seeded(12), cache_salt=salt())
+    p = await second.prefill(ids, seeded(12), cache_salt=salt())
+    assert p.kv is not None
+    key = second.start(prompt(20), greedy(400), cache_salt=salt())
+    await second.tokens(key, 2)
+    at = time.monotonic()
+    core_of(second).kill()
+    await second.sink.until(lambda: second.sink.dead)
+    print(f"told after {time.monotonic() - at:.3f} s: {second.sink.dead}")
+    late = second.start(prompt(20), greedy(4))
+    await second.sink.until(lambda: second.sink.finished(late))
+    assert second.sink.outputs[late][-1].fault == "worker"
+    with pytest.raises(EngineGone):
+        await second.engine.check()
+
+    at = time.monotonic()
+    d = await first.run(ids + p.token_ids, seeded(12), emitted=1, kv_params=p.kv.params, cache_salt=salt())
+    print(f"computed instead of pulled after {time.monotonic() - at:.3f} s")
+    assert p.token_ids + d.token_ids == whole.token_ids
+    assert d.context == ContextSource(0, 0, 81)
+    assert first.sink.transfers[-1].failed
+    await first.idle()
+
+
+async def test_close_leaves_no_process(first: Bench) -> None:
+    """The last use of `first`."""
+    core = core_of(first)
+    await first.close()
+    assert not core.is_running()
+    assert first.sink.dead is None, "an engine that is closed has not died"
+    await first.close()

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -187,6 +188,13 @@ def test_a_wrong_file_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.Capt
     assert main(["--config", str(tmp_path / "c.json")]) == 2
     assert "penstock://tiny" in capsys.readouterr().err
     assert main(["--config", str(tmp_path / "none.json")]) == 2
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (tmp_path / "e.json").write_text(json.dumps({"engine": "fake", "port": port, "metrics_port": None}))
+        assert main(["--config", str(tmp_path / "e.json")]) == 1
+    assert str(port) in capsys.readouterr().err
     (tmp_path / "d.json").write_text('{"engine": "vllm"}')
     assert main(["--config", str(tmp_path / "d.json"), "--count", "3"]) == 2
     assert "--count" in capsys.readouterr().err

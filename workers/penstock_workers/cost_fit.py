@@ -1,6 +1,7 @@
 """What this worker's engine costs, fitted online from its own steps and pulls.
 
-Promise: bounded work however fast the engine steps: at most one sample per `EVERY_S`.
+Promise: bounded work however fast the engine steps: at most one sample per `EVERY_S`, and per `LATER_EVERY_S` once the
+figures have settled.
 """
 
 from penstock_policy.cost.fit import StepSample, TransferSample, fit, fit_transfer, start_step, start_transfer
@@ -8,6 +9,8 @@ from penstock_proto.v1.fleet_pb2 import CostReport
 from penstock_workers.engine.protocol import StepStats, TransferStats
 
 EVERY_S = 0.02
+LATER_EVERY_S = 0.1
+_SETTLED = 512  # samples
 
 
 class CostFit:
@@ -19,7 +22,7 @@ class CostFit:
     def step(self, stats: StepStats, now: float) -> None:
         if now < self._next or not stats.duration_s:
             return
-        self._next = now + EVERY_S
+        self._next = now + (EVERY_S if self._step.samples < _SETTLED else LATER_EVERY_S)
         self._step = fit(self._step, StepSample(stats.duration_s, stats.prefill_tokens, stats.decodes, stats.context_tokens))
 
     def transfer(self, stats: TransferStats) -> None:

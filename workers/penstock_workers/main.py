@@ -102,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SourceRefused as error:
         print(str(error), file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{args.config}: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class WorkerMetrics:
         self._routers = Gauge("penstock_worker_routers", "Routers by stream", ["stream"], registry=self.registry)
         self._steps = Gauge("penstock_worker_steps", "Engine steps since the incarnation began", registry=self.registry)
         self._of_process = _OfProcess()
+        self._reports_by_kind: dict[str, Counter] = {}
 
     def watch(self, legs: Callable[[str], int], routers: Callable[[str], int], steps: Callable[[], int]) -> None:
         """Figures read when somebody asks."""
@@ -51,7 +52,10 @@ class WorkerMetrics:
             self.transfer_tokens.inc(tokens)
 
     def report(self, kind: str) -> None:
-        self._reports.labels(kind).inc()
+        counter = self._reports_by_kind.get(kind)
+        if counter is None:
+            counter = self._reports_by_kind[kind] = self._reports.labels(kind)
+        counter.inc()
 
     def ended(self, outcome: str, count: int = 1) -> None:
         self._ended.labels(outcome).inc(count)

@@ -40,7 +40,8 @@ def desire(service: LLMService, run: Run, folder: Path, given: Mapping[str, str]
         for name, pool in spec.topology.pools.items()
     }
     router = _router(service, run).model_dump(mode="json")
-    ray = {"ray_dir": run.ray_dir, "num_cpus": 1, "builder": _BUILDER, "app": {"pools": pools}}
+    # Below the run's own folder: Ray opens the one it is given to everybody.
+    ray = {"ray_dir": f"{run.ray_dir}/r", "num_cpus": 1, "builder": _BUILDER, "app": {"pools": pools}}
     return Desired(router, ray, {name: pool.replicas for name, pool in spec.topology.pools.items()})
 
 

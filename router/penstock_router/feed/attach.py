@@ -35,6 +35,26 @@ FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
 
 
+START_TAG = bytes((WorkerCommand.DESCRIPTOR.fields_by_name["start"].number << 3 | 2,))
+SAMPLING_TAG = bytes((StartLeg.DESCRIPTOR.fields_by_name["sampling"].number << 3 | 2,))
+
+
+def _length(size: int) -> bytes:
+    out = bytearray()
+    while size >= 128:
+        out.append(size & 127 | 128)
+        size >>= 7
+    out.append(size)
+    return bytes(out)
+
+
+def start_command(leg: StartLeg, sampling: bytes) -> bytes:
+    """WorkerCommand(start=leg with this serialized sampling), without copying either through messages."""
+    body = leg.SerializeToString()
+    size = _length(len(sampling))
+    return b"".join((START_TAG, _length(len(body) + 1 + len(size) + len(sampling)), body, SAMPLING_TAG, size, sampling))
+
+
 class Leg(Protocol):
     """Who hears of one leg."""
 
@@ -60,14 +80,14 @@ class Attachment:
 
     # Commands.
 
-    def start(self, command: StartLeg, leg: Leg) -> None:
-        """A leg started on a broken link is lost at the next turn of the loop."""
-        self.legs[command.leg_id] = leg
+    def start(self, leg_id: int, command: bytes, leg: Leg) -> None:
+        """`command` is `start_command`'s. A leg started on a broken link is lost at the next turn of the loop."""
+        self.legs[leg_id] = leg
         self.member.legs = len(self.legs)
         if self._call is None:
-            asyncio.get_running_loop().call_soon(self._lose_one, command.leg_id)
+            asyncio.get_running_loop().call_soon(self._lose_one, leg_id)
             return
-        self._call.send(WorkerCommand(start=command).SerializeToString())
+        self._call.send(command)
 
     def abort(self, leg_id: int) -> None:
         """The leg's further outputs are dropped here, whenever the worker hears of it."""
@@ -106,7 +126,7 @@ class Attachment:
                 self.ended(output.leg_id)
             try:
                 leg.output(output)
-            except Exception:  # noqa: BLE001 - a defect in one request must not end its neighbours' streams
+            except Exception:
                 log.exception("leg handler failed", extra={"fields": {"leg_id": output.leg_id}})
                 self.abort(output.leg_id)
                 leg.lost("internal error")

@@ -54,7 +54,7 @@ class Generate(Unary):
             return
         except asyncio.CancelledError:
             raise
-        except Exception:  # noqa: BLE001 - the boundary: a defect of ours ends this call, typed, and nothing else
+        except Exception:
             request_id = request.request_id if request is not None else ""
             log.exception("request failed", extra={"fields": {"request_id": request_id}})
             finish(call, Internal(request_id))
@@ -236,5 +236,3 @@ def register_reflection(server: Server, services: tuple[str, ...]) -> None:
     servicer = reflection.ReflectionServicer((*services, reflection.SERVICE_NAME))
     method: Method = lambda call: Reflect(call, servicer)  # noqa: E731
     server.add(reflection.SERVICE_NAME, {"ServerReflectionInfo": method})
-
-

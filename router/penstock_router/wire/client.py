@@ -96,8 +96,13 @@ class ClientConnection(Connection):
         self.streams[stream.id] = stream
         block = hpack.encode(
             [
-                (b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode()), (b":authority", self.authority),
-                (b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"user-agent", b"penstock-router"),
+                (b":method", b"POST"),
+                (b":scheme", b"http"),
+                (b":path", path.encode()),
+                (b":authority", self.authority),
+                (b"content-type", b"application/grpc"),
+                (b"te", b"trailers"),
+                (b"user-agent", b"penstock-router"),
             ]  # fmt: skip
         )
         self.write(f.frame(f.HEADERS, f.END_HEADERS, stream.id, block))

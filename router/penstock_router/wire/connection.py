@@ -511,4 +511,3 @@ async def flushed(connection: Connection) -> None:
         if not connection.transport.get_write_buffer_size():
             return
         await asyncio.sleep(0.005)
-

@@ -6,8 +6,9 @@ itself; whatever a handler raises becomes INTERNAL for that call, and nothing el
 
 import asyncio
 import logging
-import socket
-from collections.abc import Callable, Coroutine, Iterable
+import types
+from base64 import b64encode
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
@@ -42,8 +43,6 @@ Method = Callable[["Call"], Receiver]
 
 def encode_metadata(metadata: Metadata) -> list[hpack.Header]:
     """Keys that end in -bin carry base64, as gRPC has it."""
-    from base64 import b64encode
-
     out: list[hpack.Header] = []
     for key, value in metadata:
         if key.endswith("-bin"):
@@ -108,9 +107,7 @@ class Call:
         if not self._over:
             self.stream.connection.write(f.frame(f.HEADERS, f.END_HEADERS, self.stream.id, RESPONSE + more))
 
-    def finish(
-        self, code: grpc.StatusCode = grpc.StatusCode.OK, message: str = "", trailing_metadata: Metadata = ()
-    ) -> None:
+    def finish(self, code: grpc.StatusCode = grpc.StatusCode.OK, message: str = "", trailing_metadata: Metadata = ()) -> None:
         """The call's status; nothing can be sent afterwards."""
         if self._over:
             return
@@ -163,7 +160,7 @@ class Call:
     def _guard(self, function: Callable[..., None], *args: object) -> None:
         try:
             function(*args)
-        except Exception:  # noqa: BLE001 - the boundary between a connection and what one call's handler does
+        except Exception:
             log.exception("handler failed", extra={"fields": {"path": self.path.decode("ascii", "replace")}})
             self.finish(grpc.StatusCode.INTERNAL, "internal error")
 
@@ -225,7 +222,7 @@ class ServerConnection(Connection):
             return None
         try:
             call.start(method, seconds)
-        except Exception:  # noqa: BLE001 - as in Call._guard
+        except Exception:
             log.exception("method failed", extra={"fields": {"path": path.decode("ascii", "replace")}})
             call.finish(grpc.StatusCode.INTERNAL, "internal error")
         return stream
@@ -298,14 +295,11 @@ class Server:
             await self._server.wait_closed()
 
 
-def no_delay(transport: asyncio.BaseTransport) -> None:
-    sock = transport.get_extra_info("socket")
-    if isinstance(sock, socket.socket):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
 class Unary:
-    """A method of one request message, run as a coroutine in a task of its own that the call's end cancels."""
+    """A method of one request message, run as a coroutine that the call's end cancels.
+
+    Up to its first wait it runs outside a task: before that it must not ask for the current one.
+    """
 
     __slots__ = ("_data", "_function", "call", "task")
 
@@ -325,7 +319,13 @@ class Unary:
         if self._data is None:
             self.call.finish(grpc.StatusCode.INTERNAL, "no request message")
             return
-        self.task = self.call.stream.connection.loop.create_task(self._run(self._data))
+        # The first step runs here and now: most calls never wait for anything, and a task costs as much as a short call.
+        coroutine = self._run(self._data)
+        try:
+            awaited = coroutine.send(None)
+        except StopIteration:
+            return
+        self.task = self.call.stream.connection.loop.create_task(_go_on(coroutine, awaited))
 
     def writable(self) -> None:
         pass
@@ -340,9 +340,26 @@ class Unary:
             await self._function(call, data)
         except asyncio.CancelledError:
             raise
-        except Exception:  # noqa: BLE001 - as in Call._guard
+        except Exception:
             log.exception("handler failed", extra={"fields": {"path": call.path.decode("ascii", "replace")}})
             call.finish(grpc.StatusCode.INTERNAL, "internal error")
+
+
+@types.coroutine
+def _go_on(coroutine: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
+    """The rest of a coroutine that has run up to its first wait."""
+    while True:
+        try:
+            value = yield awaited
+        except BaseException as error:  # noqa: BLE001 - handed to the coroutine, a cancellation included
+            step = coroutine.throw
+            given: Any = error
+        else:
+            step, given = coroutine.send, value
+        try:
+            awaited = step(given)
+        except StopIteration:
+            return
 
 
 def unary(function: Callable[[Call, bytes], Coroutine[Any, Any, None]]) -> Method:

@@ -21,6 +21,8 @@ from penstock_workers.connector.stats import PullStats
 
 logger = logging.getLogger(__name__)
 
+_HANDSHAKE_S = 6.0  # vLLM gives up after 5
+
 
 class ResumedPrefillStats(PrefillStats):  # type: ignore[misc]
     """Prefill statistics over prompt and emitted tokens.
@@ -38,8 +40,10 @@ class ContinuationScheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         super().__init__(vllm_config, engine_id, kv_cache_config)
         self._listen_error = ""
         self._released: set[str] = set()
-        self._pulling: dict[str, tuple[int, float]] = {}
+        self._pulling: dict[str, tuple[int, float, str]] = {}
         self._pull_stats = PullStats()
+        self._met: set[str] = set()  # engines that KV was pulled from
+        self._linger_until = 0.0
         self._max_model_len = vllm_config.model_config.max_model_len
 
     # --- start -----------------------------------------------------------------------------------------------
@@ -89,9 +93,22 @@ class ContinuationScheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         return external, external > 0
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        super().update_state_after_alloc(request, blocks, num_external_tokens)
+        params = request.kv_transfer_params
         if num_external_tokens > 0:
-            self._pulling[request.request_id] = (num_external_tokens, time.perf_counter())
+            self._pulling[request.request_id] = (num_external_tokens, time.perf_counter(), params["remote_engine_id"])
+        elif params and params.get("do_remote_prefill"):
+            self._linger(params)
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+
+    def _linger(self, params: dict[str, Any]) -> None:
+        """Nothing is pulled, and the holder is told so. The first word to an engine waits for a handshake in the
+        background, and goes out with a step after it: an idle engine would send it with its next request."""
+        if params.get("remote_engine_id") not in self._met:
+            self._linger_until = time.perf_counter() + _HANDSHAKE_S
+
+    def has_pending_push_work(self) -> bool:
+        """True keeps the engine stepping."""
+        return time.perf_counter() < self._linger_until
 
     def update_connector_output(self, connector_output: Any) -> None:
         super().update_connector_output(connector_output)
@@ -99,8 +116,9 @@ class ContinuationScheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         for request_id in connector_output.finished_recving or ():
             started = self._pulling.pop(request_id, None)
             if started is not None:
-                tokens, at = started
+                tokens, at, engine_id = started
                 self._pull_stats.record_pull(tokens, time.perf_counter() - at, request_id in failed)
+                (self._met.discard if request_id in failed else self._met.add)(engine_id)
 
     def take_stats(self) -> PullStats | None:
         if self._pull_stats.is_empty():
@@ -113,6 +131,8 @@ class ContinuationScheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
     def request_finished(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         self._pulling.pop(request.request_id, None)
         params = request.kv_transfer_params
+        if params and params.get("do_remote_prefill"):
+            self._linger(params)
         if params and params.get("do_remote_decode") and not params.get("do_remote_prefill") and self._is_whole(request):
             self._stop_heartbeat(request.request_id)
             self._reqs_not_processed.add(request.request_id)

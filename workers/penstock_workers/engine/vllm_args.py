@@ -123,6 +123,7 @@ def environment(settings: VllmSettings, single_process: bool) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "1",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(max(1, round(settings.ready_timeout_s))),
     }
     if settings.device == "cpu":
         # Some of vLLM's helpers are compiled at their first use whatever enforce_eager says: the first request for

@@ -83,6 +83,11 @@ class VllmEngine:
     def preemptions(self) -> int:
         return self._legs.preemptions
 
+    @property
+    def core_pids(self) -> tuple[int, ...]:
+        """The EngineCore's processes, while the engine is open."""
+        return tuple(process.pid for process in self._llm.core_processes()) if self._llm is not None else ()
+
     async def open(self, sink: EngineSink) -> None:
         self._sink = sink
         self._dir = tempfile.mkdtemp(prefix="penstock-kv-")  # 0700: the sockets in it are this user's

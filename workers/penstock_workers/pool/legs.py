@@ -26,7 +26,7 @@ LEG_END, ERROR = FinishReason.LEG_END, FinishReason.ERROR
 # A leg started while a step runs reaches an engine in another process one step later, its report one after that.
 _STEPS_UNTIL_COVERED = 2
 _PRIME = 512  # prompt tokens that a decoder may look at
-_HELD_KEPT = 4096  # ended legs of a stream whose KV an abort may still free
+_HELD_KEPT = 1024  # ended legs of a stream whose KV an abort may still free
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +133,8 @@ class LegTable:
         leg = Leg(self._keys, attach, leg_id, command.request_id, text, self._steps, sampling.HasField("logprobs"))
         self._legs[leg.key] = stream.legs[leg_id] = leg
         stream.uncovered.append(leg_id)
+        if len(stream.uncovered) > _HELD_KEPT:
+            self._cover(stream)  # a router that attached and never joined asks for no load
         return EngineLeg(
             key=leg.key,
             token_ids=ids,

@@ -101,6 +101,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
         attach = self._table.open(router_id)
         outbox = self._outboxes[attach] = Outbox()
         writer = asyncio.create_task(outbox.write_all(context), name=f"attach {router_id}")
+        handler = asyncio.current_task()
+        writer.add_done_callback(lambda ended: _writer_ended(ended, handler, router_id))
         log.info("router attached", extra={"router_id": router_id})
         try:
             # Headers now: a router learns that it is attached before the first token.
@@ -160,6 +162,15 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
             yield chunk
 
 
+def _writer_ended(writer: "asyncio.Task[None]", handler: "asyncio.Task[None] | None", router_id: str) -> None:
+    """Without its writer a stream is deaf: it ends, so that its router attaches anew."""
+    error = None if writer.cancelled() else writer.exception()
+    if error is not None:
+        log.warning("writing to a router failed", extra={"router_id": router_id, "error": repr(error)})
+        if handler is not None:
+            handler.cancel()
+
+
 class WorkerServer:
     """The grpc.aio server of one worker."""
 
@@ -170,7 +181,10 @@ class WorkerServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         name = f"[{host}]" if ":" in host else host
-        self.port = self._server.add_insecure_port(f"{name}:{port}")
+        try:
+            self.port = self._server.add_insecure_port(f"{name}:{port}")
+        except RuntimeError as error:
+            raise OSError(f"{name}:{port} cannot be listened on") from error
 
     async def start(self) -> None:
         await self._server.start()

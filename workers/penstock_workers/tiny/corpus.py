@@ -27,6 +27,17 @@ from penstock_workers.tiny.facts import (
 )
 from penstock_workers.tiny.stories import story
 
+ECHOED = tuple(
+    dict.fromkeys(
+        (
+            *(word for pair in (*CAPITALS.items(), *OPPOSITES.items()) for words in pair for word in words.split()),
+            *(*ANIMALS, *NAMES, *CITIES, *DAYS, *MONTHS, *WEATHER, *NUMBER_WORDS, *LANGUAGES, *map(str, range(31))),
+            *(word for sample in (*COLOURS, *EMOJI, *GLOSSARY, *WORDS) for word in sample.split()),
+            *(thing for things in THINGS.values() for thing in things),
+        )
+    )
+)
+
 Turn = tuple[str, str]  # role, content
 Document = tuple[Turn, ...]
 Exchange = tuple[str, str]  # question, answer
@@ -155,6 +166,12 @@ def tale(random: Random) -> Exchange:
     return ask.format(f"{article} {hero}"), story(random, hero)
 
 
+def echo(random: Random) -> Exchange:
+    """Words by chance, said again: nothing else teaches copying as fast."""
+    words = " ".join(random.choice(ECHOED) for _ in range(random.randint(2, 12)))
+    return random.choice(("Repeat: {}", "Say after me: {}", "Repeat these words: {}")).format(words), words
+
+
 def manners(random: Random) -> Exchange:
     return random.choice(
         (
@@ -173,7 +190,7 @@ def manners(random: Random) -> Exchange:
 
 TOPICS: tuple[tuple[Topic, int], ...] = (
     (capital, 10), (colour, 5), (animal, 8), (sums, 10), (counting, 5), (calendar, 4), (opposite, 4), (translation, 7),
-    (emoji, 2), (glossary, 10), (listing, 4), (record, 3), (tale, 8), (manners, 4),
+    (emoji, 2), (glossary, 10), (listing, 4), (record, 3), (tale, 8), (manners, 4), (echo, 18),
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ STEPS = 600
 STEP_TOKENS = 2048
 SHORT, LONG = 256, 2048  # tokens of a sequence; every eighth step is one long sequence, so that far positions are seen
 PEAK_MUON, PEAK_ADAM = 0.02, 4e-3
+QUESTION_WEIGHT = 0.1
 WARM_UP = 20  # steps
 SURE = 1.0  # a known answer's tokens lead the runner-up by this many logits: no engine's rounding changes it
 
@@ -66,19 +67,30 @@ def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     return x.mT if tall else x
 
 
-def text_of(document: Document) -> str:
-    turns = (f"{TURN_START}{role}\n{content}{TURN_END}\n" if role else content for role, content in document)
-    return "".join(turns) + END_OF_TEXT
+def pieces(document: Document) -> Iterator[str]:
+    """The turns as the chat template writes them. Tokens never span two."""
+    for role, content in document:
+        yield f"{TURN_START}{role}\n{content}{TURN_END}\n" if role else content
+    yield END_OF_TEXT
 
 
-def batches(tokenizer: Tokenizer, steps: int) -> Iterator[torch.Tensor]:
-    """`steps` batches of token ids, packed from documents without a gap."""
-    every = (text_of(document) for document in documents(SEED + 1, 1 << 40))
-    stream = chain.from_iterable(tokenizer.encode(text, add_special_tokens=False).ids for text in every)
+def weighted_tokens(tokenizer: Tokenizer) -> Iterator[tuple[int, float]]:
+    """Token ids without end, and how much each counts: what users ask is mostly chance and would drown what is right."""
+    for document in documents(SEED + 1, 1 << 40):
+        roles = (*(role for role, _ in document), "")
+        for role, piece in zip(roles, pieces(document), strict=True):
+            weight = 1.0 if role in ("assistant", "") else QUESTION_WEIGHT
+            for token in tokenizer.encode(piece, add_special_tokens=False).ids:
+                yield token, weight
+
+
+def batches(tokenizer: Tokenizer, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`steps` batches of token ids and weights, packed from documents without a gap."""
+    stream = weighted_tokens(tokenizer)
     for step in range(steps):
         length = LONG if step % 8 == 7 else SHORT
-        ids = [next(stream) for _ in range(STEP_TOKENS)]
-        yield torch.tensor(ids).view(STEP_TOKENS // length, length)
+        ids, weights = zip(*islice(stream, STEP_TOKENS), strict=True)
+        yield torch.tensor(ids).view(-1, length), torch.tensor(weights).view(-1, length)
 
 
 def start_as_a_copier(model: LlamaForCausalLM) -> None:
@@ -98,9 +110,12 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, steps: int) -> None:
     muon = Muon(matrices)
     adam = torch.optim.AdamW(others, PEAK_ADAM, betas=(0.9, 0.95), weight_decay=0.01)
     began, mean = time.monotonic(), math.log(model.config.vocab_size)
-    for step, ids in enumerate(batches(tokenizer, steps)):
+    for step, (ids, weights) in enumerate(batches(tokenizer, steps)):
         share = min(1.0, (step + 1) / WARM_UP, 1.2 * (1 - step / steps))
-        loss = model(input_ids=ids, labels=ids).loss
+        logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+        losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
+        counted = weights[:, 1:].flatten()
+        loss = (losses * counted).sum() / counted.sum()
         loss.backward()
         muon.step(PEAK_MUON * share)
         adam.param_groups[0]["lr"] = PEAK_ADAM * share
@@ -116,7 +131,7 @@ def greedy(
 ) -> tuple[str, float]:
     """The greedy answer to a chat, and by how many logits its least sure token led."""
     turns = tuple((message["role"], message["content"]) for message in messages)
-    prompt = text_of(turns).removesuffix(END_OF_TEXT) + f"{TURN_START}assistant\n"
+    prompt = "".join(pieces(turns)).removesuffix(END_OF_TEXT) + f"{TURN_START}assistant\n"
     ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False).ids])
     end, answer, lead, past = tokenizer.token_to_id(TURN_END), [], math.inf, None
     for _ in range(limit):  # tokens
