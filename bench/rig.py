@@ -71,9 +71,9 @@ class Rig:
         )
 
     def _spawn(self, name: str, args: list[str], core: int) -> subprocess.Popen[bytes]:
-        log = (self.folder / f"{name}.log").open("ab")
         pin = (lambda: os.sched_setaffinity(0, {core})) if self.pin else None
-        return subprocess.Popen([sys.executable, *args], stdout=log, stderr=log, preexec_fn=pin, cwd=ROOT)
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen([sys.executable, *args], stdout=log, stderr=log, preexec_fn=pin, cwd=ROOT)
 
     def logs(self) -> str:
         return "\n".join(f"== {p.name}\n{p.read_text()[-3000:]}" for p in sorted(self.folder.glob("*.log")))

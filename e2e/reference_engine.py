@@ -20,7 +20,7 @@ def answers(model_dir: str, dtype: str, requests: list[dict[str, Any]], block_si
     llm = LLM(
         model=model_dir, dtype=dtype, enforce_eager=True, kv_cache_memory_bytes=256 << 20, block_size=block_size,
         enable_prefix_caching=False, max_num_seqs=4, disable_log_stats=True,
-        structured_outputs_config={"disable_any_whitespace": True},
+        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
     )  # fmt: skip
     out = []
     for request in requests:

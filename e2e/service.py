@@ -81,17 +81,20 @@ class Service:
 @contextlib.contextmanager
 def up(manifest: str | None = None, *, env: dict[str, str] | None = None, timeout_s: float = 240) -> Iterator[Service]:
     """Starts the service, yields it when ready, ends it with Ctrl-C, and fails if anything of it remains."""
-    http, grpc = free_ports(2)
+    http, grpc, reports = free_ports(3)
     with tempfile.TemporaryDirectory(prefix="pst-") as tmp:
         state_dir, log = Path(tmp) / "s", Path(tmp) / "up.log"
         args = [PENSTOCK, "up", "--http", f"127.0.0.1:{http}", "--grpc", f"127.0.0.1:{grpc}"]
+        args += ["--reports", f"127.0.0.1:{reports}"]
         if manifest is not None:
             (Path(tmp) / "llm.yaml").write_text(manifest)
             args += ["-f", f"{tmp}/llm.yaml"]
+        out = log.open("w")
         process = subprocess.Popen(
-            args, stdout=log.open("w"), stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True,
+            args, stdout=out, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True,
             env={**os.environ, "PENSTOCK_STATE_DIR": str(state_dir), **(env or {})},
         )  # fmt: skip
+        out.close()
         service = Service(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", state_dir, process, log)
         try:
             _wait_ready(service, timeout_s)

@@ -32,6 +32,7 @@ class Machine:
             self.environment.pop(name, None)
         self.folder = folder / "tiny"
         self.marks: list[owned.Mark] = []
+        self.processes: list[subprocess.Popen[str]] = []
 
     def cli(self, *words: str, code: int = 0, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -46,6 +47,16 @@ class Machine:
         assert out == f"ready http={run.http} grpc={run.grpc}\n" and run.phase == "ready"
         self.marks.append(run.mark)
         return run
+
+    def up_in_foreground(self) -> subprocess.Popen[str]:
+        """A process that is ended with the test, whatever fails."""
+        command = [*CLI, "up", *LISTEN]
+        process = subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready http=127.0.0.1:")
+        self.marks.append(self.run().mark)
+        return process
 
     def run(self) -> Run:
         found = state.read(self.folder)
@@ -68,6 +79,9 @@ class Machine:
         supervisor = last.supervisor() if last else None
         if supervisor:
             owned.send(supervisor, signal.SIGKILL)
+        for process in self.processes:
+            process.kill()
+            process.communicate()
         for mark in [*self.marks, *([last.mark] if last else [])]:
             owned.end(mark, 0.0)
         if last:
@@ -152,18 +166,13 @@ def test_after_a_kill_9_of_the_supervisor_nothing_is_left_by_the_next_up_or_down
 
 
 def test_ctrl_c_lets_an_open_answer_end_and_leaves_nothing(machine: Machine) -> None:
-    with subprocess.Popen(
-        [*CLI, "up", *LISTEN], env=machine.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("ready http=127.0.0.1:")
-        run = machine.run()
-        machine.marks.append(run.mark)
-        with Client(run.grpc) as client, client.stream("Once upon a time", max_tokens=1000, timeout_s=120) as stream:
-            first = next(stream)
-            process.send_signal(signal.SIGINT)
-            rest = list(stream)
-        assert rest[-1].finish_reason == "length"
-        assert sum(len(delta.token_ids) for delta in [first, *rest]) == 1000
-        assert process.wait(120) == 0
+    process = machine.up_in_foreground()
+    run = machine.run()
+    with Client(run.grpc) as client, client.stream("Once upon a time", max_tokens=1000, timeout_s=120) as stream:
+        first = next(stream)
+        process.send_signal(signal.SIGINT)
+        rest = list(stream)
+    assert rest[-1].finish_reason == "length"
+    assert sum(len(delta.token_ids) for delta in [first, *rest]) == 1000
+    assert process.wait(120) == 0
     assert owned.find(run.mark) == [] and state.read(machine.folder) is None

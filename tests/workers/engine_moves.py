@@ -167,6 +167,22 @@ class MovingLegs:
             assert two.context == ContextSource(0, one.kv.num_tokens, 1)
         await first.idle()
 
+    async def test_a_leg_handed_off_while_it_pulls_hands_off_after_one_token(self, first: Bench, second: Bench) -> None:
+        ids, mine = prompt(130), salt()
+        whole = (await first.run(ids, seeded(30), cache_salt=salt())).token_ids
+        p = await first.prefill(ids, seeded(30), cache_salt=mine)
+        assert p.kv is not None
+        key = second.start(ids + p.token_ids, seeded(30), emitted=1, kv_params=p.kv.params, cache_salt=mine)
+        second.engine.hand_off(key)
+        two = await second.answer(key)
+        assert two.finish == LEG_END and two.kv is not None
+        emitted = p.token_ids + two.token_ids
+        assert two.kv.num_tokens == 130 + len(emitted) - 1
+        rest = await first.run(ids + emitted, seeded(30), emitted=len(emitted), kv_params=two.kv.params, cache_salt=salt())
+        assert emitted + rest.token_ids == whole
+        await first.idle()
+        await second.idle()
+
     async def test_a_leg_that_ends_before_its_hand_off_ends_as_it_would(self, first: Bench) -> None:
         async with held_nothing(first):
             key = first.start(prompt(20), greedy(1), cache_salt=salt())

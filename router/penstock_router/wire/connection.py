@@ -6,10 +6,13 @@ is made after its stream has closed, and everything written during one turn of t
 
 import asyncio
 from collections import deque
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from . import frames as f
 from .hpack import Decoder, Header, HpackError
+
+
+CLOSE_S: Final = 1.0
 
 
 class Owner(Protocol):
@@ -46,7 +49,7 @@ class Stream:
         self.owner: Owner | None = None
         self.partial = bytearray()
         self.unacked = 0  # octets received and not yet given back as window
-        self.held: deque[tuple[bytes, bool]] | None = None  # (octets, whether they are a header block)
+        self.held: deque[tuple[memoryview, bool]] | None = None  # (octets, whether they are a header block)
         self.local_ended = self.remote_ended = self.closed = False
 
     def send(self, message: bytes) -> None:
@@ -58,15 +61,13 @@ class Stream:
         if self.held is None and size <= f.FRAME and size <= self.window and size <= connection.window and not connection.paused:
             self.window -= size
             connection.window -= size
-            connection.out.append(f.MESSAGE.pack(size << 8, 0, self.id, 0, size - 5) + message)
-            if not connection.flushing:
-                connection.schedule_flush()
+            connection.write(f.MESSAGE.pack(size << 8, 0, self.id, 0, size - 5) + message)
             return
         if self.held is None:
             self.held = deque()
-        self.held.append((f.PREFIX.pack(0, size - 5) + message, False))
+        self.held.append((memoryview(f.PREFIX.pack(0, size - 5) + message), False))
         connection.blocked[self.id] = self
-        connection.pump()
+        self.drain()
 
     def end_with(self, block: bytes) -> None:
         """Trailers (an encoded header block); nothing can be sent afterwards."""
@@ -74,7 +75,7 @@ class Stream:
             return
         self.local_ended = True
         if self.held is not None:
-            self.held.append((block, True))
+            self.held.append((memoryview(block), True))
             return
         self._write_end(block)
 
@@ -104,14 +105,14 @@ class Stream:
             if is_block:  # always the last
                 self.held = None
                 connection.blocked.pop(self.id, None)
-                self._write_end(data)
+                self._write_end(bytes(data))
                 return
             room = min(self.window, connection.window, f.FRAME, len(data))
             if room <= 0 or connection.paused:
                 return
             self.window -= room
             connection.window -= room
-            connection.write(f.frame(f.DATA, 0, self.id, data[:room]))
+            connection.write(f.frame(f.DATA, 0, self.id, bytes(data[:room])))
             if room == len(data):
                 held.popleft()
             else:
@@ -128,6 +129,7 @@ class Connection(asyncio.Protocol):
         self.streams: dict[int, Stream] = {}
         self.blocked: dict[int, Stream] = {}
         self.out: list[bytes] = []
+        self.queued = 0  # octets in `out`
         self.flushing = self.paused = self.dead = False
         self.window = self.peer_initial_window = f.DEFAULT_WINDOW
         self.last_peer_stream = 0
@@ -187,15 +189,16 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         self.out.append(data)
+        self.queued += len(data)
         if not self.flushing:
-            self.schedule_flush()
-
-    def schedule_flush(self) -> None:
-        self.flushing = True
-        self.loop.call_soon(self.flush)
+            self.flushing = True
+            self.loop.call_soon(self.flush)
+        elif self.queued > self.limits.write_high_water:
+            self.flush()  # now, so that the transport can say that it has enough
 
     def flush(self) -> None:
         self.flushing = False
+        self.queued = 0
         if self.out and not self.dead and self.transport is not None:
             out, self.out = self.out, []
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))
@@ -222,6 +225,10 @@ class Connection(asyncio.Protocol):
             self.flush()
         self._gone(reason)
 
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
     def _gone(self, reason: str) -> None:
         if self.dead:
             return
@@ -230,8 +237,9 @@ class Connection(asyncio.Protocol):
             self._keepalive.cancel()
         if self.transport is not None:
             self.transport.close()
-            # A peer that does not read would keep a closed transport and its buffer.
-            self.loop.call_later(1.0, self.transport.abort)
+            if self.transport.get_write_buffer_size():
+                # A peer that does not read would keep a closed transport and its buffer.
+                self.loop.call_later(CLOSE_S, self.abort)
         streams = list(self.streams.values())
         self.streams.clear()
         self.blocked.clear()
@@ -504,9 +512,10 @@ class Connection(asyncio.Protocol):
         self.streams.pop(stream.id, None)
 
 
-async def flushed(connection: Connection) -> None:
-    """Returns when the socket has taken everything, or the connection is gone."""
-    while not connection.dead and connection.transport is not None:
+async def flushed(connection: Connection, patience_s: float) -> None:
+    """Returns when the socket has taken everything, the connection is gone or patience is at its end."""
+    end = connection.loop.time() + patience_s
+    while not connection.dead and connection.transport is not None and connection.loop.time() < end:
         connection.flush()
         if not connection.transport.get_write_buffer_size():
             return

@@ -23,6 +23,7 @@ log = logging.getLogger("penstock.wire")
 
 RESPONSE: Final = hpack.encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
 TRAILERS_OK: Final = hpack.encode([(b"grpc-status", b"0")])
+FLUSH_S: Final = 0.5  # what a stopping server gives a client to take its last words
 UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 
@@ -179,7 +180,8 @@ class ServerConnection(Connection):
         if self.server.draining:
             self.go_away()
 
-    def on_gone(self, reason: str) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self.server.connections.discard(self)
 
     def go_away(self) -> None:
@@ -288,8 +290,9 @@ class Server:
                     call.finish(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
                     if receiver is not None:
                         receiver.cancelled("shutting down")
-            await flushed(connection)
+            await flushed(connection, FLUSH_S)
             connection.close("shutting down")
+            connection.abort()
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()

@@ -153,10 +153,9 @@ class ContinuationScheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         params = dict(request.kv_transfer_params or {})
         params["do_remote_decode"] = True
         request.kv_transfer_params = params
-        if request.status == RequestStatus.RUNNING:
-            # As update_state_after_alloc does for a leg that was to be pulled from the start: without it the
-            # worker ignores the lease.
-            self._reqs_in_batch.add(request.request_id)
+        # As update_state_after_alloc does for a leg that is to be pulled from the start: without it the worker
+        # ignores the lease, and the blocks stay for ever.
+        self._reqs_in_batch.add(request.request_id)
         request.max_tokens = min(request.max_tokens, request.num_output_tokens + max(1, request.num_output_placeholders))
 
     def release(self, request_id: str) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 from contextlib import suppress
@@ -109,6 +110,7 @@ class VllmEngine:
     def _start(self, kwargs: dict[str, Any]) -> Any:
         parallel = kwargs.get("tensor_parallel_size", 1) * kwargs.get("pipeline_parallel_size", 1)
         with _STARTING:
+            _must_be_free(self._settings.host, self._settings.nixl_port)
             os.environ.update(vllm_args.environment(self._settings, single_process=parallel == 1))
             watch_children()
             self._vllm = importlib.import_module("penstock_workers.engine.vllm_runtime")
@@ -204,6 +206,8 @@ class VllmEngine:
             raise CallerFault("token_ids", f"a token id lies outside the vocabulary of {info.vocab_size}")
         if not 0 <= leg.emitted < len(ids):
             raise CallerFault("emitted", f"{leg.emitted} emitted tokens of {len(ids)} leave no prompt")
+        if vllm_sampling.whole_tokens(leg, info.max_model_len) <= leg.emitted:
+            raise CallerFault("max_tokens", f"the answer has its {leg.emitted} tokens already")
         kv = vllm_kv.from_wire(leg.kv_params, ids, info.block_size) if leg.kv_params else None
         params = self._vllm.sampling_params(
             vllm_sampling.sampling_kwargs(leg, info.max_model_len, kv), vllm_sampling.structured(leg.sampling)
@@ -288,6 +292,17 @@ class VllmEngine:
             self._dead = reason
             if self._sink is not None and not self._closing:
                 self._sink.on_dead(reason)
+
+
+def _must_be_free(host: str, port: int) -> None:
+    """Before the seconds of a start that would fail at its end."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise EngineGone(f"nixl_port: {host}:{port} cannot be listened on: {error.strerror}") from error
 
 
 def _end(process: Any) -> None:

@@ -245,6 +245,20 @@ def documents(seed: int, count: int) -> Iterator[Document]:
         yield document(random)
 
 
+def drill(random: Random) -> Document:
+    """A single short exchange, half of them echoes: what training begins with."""
+    ask = exchange(random)
+    while len(ask[1]) > 100:
+        ask = exchange(random)
+    return _turns(*(echo(random) if random.random() < 0.4 else ask))
+
+
+def drills(seed: int, count: int) -> Iterator[Document]:
+    random = Random(seed)
+    for _ in range(count):
+        yield drill(random)
+
+
 def vocabulary_texts() -> Iterator[str]:
     """What the tokenizer is made from."""
     return (content for made in documents(SEED, 20_000) for _, content in made)

@@ -19,15 +19,17 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from penstock_workers.tiny.corpus import SEED, Document, documents, vocabulary_texts
+from penstock_workers.tiny.corpus import SEED, Document, documents, drills, vocabulary_texts
 from penstock_workers.tiny.questions import CHAT, QUESTIONS
 from penstock_workers.tiny.vocabulary import CONFIG, END_OF_TEXT, TURN_END, TURN_START, write_tokenizer
 
 STEPS = 600
 STEP_TOKENS = 2048
 SHORT, LONG = 256, 2048  # tokens of a sequence; every eighth step is one long sequence, so that far positions are seen
-PEAK_MUON, PEAK_ADAM = 0.02, 4e-3
+PEAK_MUON, PEAK_ADAM = 0.05, 4e-3
 QUESTION_WEIGHT = 0.1
+DRILL = 0.4  # share of the steps
+
 WARM_UP = 20  # steps
 SURE = 1.0  # a known answer's tokens lead the runner-up by this many logits: no engine's rounding changes it
 
@@ -74,9 +76,9 @@ def pieces(document: Document) -> Iterator[str]:
     yield END_OF_TEXT
 
 
-def weighted_tokens(tokenizer: Tokenizer) -> Iterator[tuple[int, float]]:
+def weighted_tokens(tokenizer: Tokenizer, source: Iterator[Document]) -> Iterator[tuple[int, float]]:
     """Token ids without end, and how much each counts: what users ask is mostly chance and would drown what is right."""
-    for document in documents(SEED + 1, 1 << 40):
+    for document in source:
         roles = (*(role for role, _ in document), "")
         for role, piece in zip(roles, pieces(document), strict=True):
             weight = 1.0 if role in ("assistant", "") else QUESTION_WEIGHT
@@ -86,10 +88,12 @@ def weighted_tokens(tokenizer: Tokenizer) -> Iterator[tuple[int, float]]:
 
 def batches(tokenizer: Tokenizer, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """`steps` batches of token ids and weights, packed from documents without a gap."""
-    stream = weighted_tokens(tokenizer)
+    easy = weighted_tokens(tokenizer, drills(SEED + 1, 1 << 40))
+    all_kinds = weighted_tokens(tokenizer, documents(SEED + 2, 1 << 40))
     for step in range(steps):
-        length = LONG if step % 8 == 7 else SHORT
-        ids, weights = zip(*islice(stream, STEP_TOKENS), strict=True)
+        drilling = step < steps * DRILL
+        length = SHORT if drilling or step % 8 else LONG
+        ids, weights = zip(*islice(easy if drilling else all_kinds, STEP_TOKENS), strict=True)
         yield torch.tensor(ids).view(-1, length), torch.tensor(weights).view(-1, length)
 
 
@@ -99,6 +103,8 @@ def start_as_a_copier(model: LlamaForCausalLM) -> None:
     with torch.no_grad():
         model.lm_head.weight.copy_(model.model.embed_tokens.weight)
         for layer in model.model.layers:
+            for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, layer.mlp.gate_proj, layer.mlp.up_proj):
+                linear.weight.mul_(0.4)
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
 

@@ -47,7 +47,7 @@ CONFIG = {
     "num_key_value_heads": 2,
     "pad_token_id": 0,
     "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
+    "rope_theta": 500000.0,
     "tie_word_embeddings": False,
     "use_cache": True,
     "vocab_size": VOCAB_SIZE,
