@@ -39,6 +39,12 @@ def state(pid: int) -> str:
     return ""
 
 
+def parent(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return 0
+
+
 @dataclass
 class Service:
     """A running local service; the run's id in their environment marks its processes."""
@@ -68,11 +74,11 @@ class Service:
     def find(self, words: str) -> list[int]:
         return [p for p in self.pids() if words in cmdline(p)]
 
-    def replicas(self) -> list[int]:
-        return self.find("ray::ServeReplica")
+    def replicas(self, pool: str = "") -> list[int]:
+        return self.find(f"ray::ServeReplica:penstock:{pool}")
 
-    def engine_cores(self) -> list[int]:
-        return self.find("EngineCore")
+    def engine_cores(self, pool: str = "") -> list[int]:
+        return [p for p in self.find("EngineCore") if parent(p) in self.replicas(pool)]
 
     def routers(self) -> list[int]:
         return self.find("penstock_router.main")

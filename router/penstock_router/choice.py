@@ -204,21 +204,20 @@ class Choice:
     def act(self, actions: tuple[legs.Action, ...]) -> None:
         core = self.core
         for action in actions:
-            kind = type(action)
-            if kind is legs.Release:
-                core.fleet.ledger.release(action.hold)  # type: ignore[union-attr]
-            elif kind is legs.Start:
-                self._start(action.leg)  # type: ignore[union-attr]
-            elif kind is legs.Pick:
-                core.pick(self, action)  # type: ignore[arg-type]
-            elif kind is legs.Finished:
-                self._finish(int(action.reason))  # type: ignore[union-attr, arg-type]
-            elif kind is legs.Abort:
-                core.abort(action.slot, action.leg_id)  # type: ignore[union-attr]
-            elif kind is legs.RejectKv:
-                core.reject_kv(self, action.slot, action.kv)  # type: ignore[union-attr, arg-type]
-            elif kind is legs.Fail:
-                core.failed(self, action)  # type: ignore[arg-type]
+            if isinstance(action, legs.Release):
+                core.fleet.ledger.release(action.hold)
+            elif isinstance(action, legs.Start):
+                self._start(action.leg)
+            elif isinstance(action, legs.Pick):
+                core.pick(self, action)
+            elif isinstance(action, legs.Finished):
+                self._finish(int(action.reason))
+            elif isinstance(action, legs.Abort):
+                core.abort(action.slot, action.leg_id)
+            elif isinstance(action, legs.RejectKv):
+                core.reject_kv(self, action.slot, action.kv)
+            else:
+                core.failed(self, action)
 
     def _start(self, spec: legs.LegSpec) -> None:
         hello = self.core.fleet.members[spec.slot].hello if spec.slot in self.core.fleet.members else None
@@ -231,7 +230,7 @@ class Choice:
         self.finish = reason
         self.dirty = True
         answer = self.answer
-        self.core.choice_finished(self)
+        self.core.figures.choice_finished(self)
         answer.open_choices -= 1
         if not answer.open_choices:
             answer.end("completed")
@@ -311,6 +310,6 @@ class Choice:
                     computed_tokens=record.computed,
                     generated_tokens=record.generated,
                     outcome=record.outcome,
-                )  # fmt: skip
+                )
             )
         return out

@@ -13,41 +13,25 @@ from typing import Final
 from penstock_policy.legs import machine as legs
 from penstock_policy.pick.decision import PickRequest, Placement
 from penstock_policy.pick.pick import place
-from penstock_policy.slo.attainment import Targets, attained
-from penstock_proto.v1.inference_pb2 import ModelCard, SloStatus, StatusResponse, WorkerStatus
+from penstock_proto.v1.inference_pb2 import ModelCard, StatusResponse, WorkerStatus
 from penstock_proto.v1.worker_pb2 import KvSource, StartLeg
 
 from .answer import Answer
 from .choice import Choice, LegRecord
-from .config import RouterConfig, ServiceClass
+from .config import RouterConfig
 from .faults import Broken, CallerFault, Expired, Fault, Internal, Shed, Unavailable, UnknownModel
 from .feed.attach import Attachment, start_command
 from .feed.fleet import Fleet, Member
 from .feed.models import Model, Models
+from .figures import Figures
 from .hold import Held
 from .log import RequestLog, event
-from .metrics import RouterMetrics, Spread
+from .metrics import RouterMetrics
 from .request import Request, check_against_model, sampling_of_choice
 from .text.chunks import Encoded
 
 log = logging.getLogger("penstock.dispatch")
 RETRY_AFTER_S: Final = 1.0
-
-
-class ClassFigures:
-    """A service class with its counters bound."""
-
-    __slots__ = ("attained", "judged", "outcomes", "priority", "service_class", "targets", "tpot", "ttft")
-
-    def __init__(self, service_class: ServiceClass, metrics: RouterMetrics) -> None:
-        name = service_class.name
-        self.service_class = service_class
-        self.targets = Targets(service_class.ttft_s, service_class.tpot_s)
-        self.priority = -service_class.priority  # vLLM runs the lower first
-        self.judged = {o: metrics.slo_judged.child(name, o) for o in ("ttft", "tpot")}
-        self.attained = {o: metrics.slo_attained.child(name, o) for o in ("ttft", "tpot")}
-        self.ttft: dict[tuple[str, str], Spread] = {}
-        self.tpot: dict[tuple[str, str], Spread] = {}
 
 
 class Dispatcher:
@@ -67,23 +51,17 @@ class Dispatcher:
         self.fleet = fleet
         self.model_store = models
         self.metrics = metrics
-        self.now = clock or asyncio.get_running_loop().time
-        self.request_log = request_log or RequestLog(enabled=False)
+        self.now = clock or time.monotonic  # the loop's time, at its full resolution
         self.links: dict[int, Attachment] = {}  # by slot
         self.budget = legs.RetryBudget()
         self.last_leg_id = 0
         self.open_answers: set[Answer] = set()
         self.held = Held(self)
-        self.classes = {c.name: ClassFigures(c, metrics) for c in config.classes}
+        self.figures = Figures(config, metrics, request_log or RequestLog(enabled=False))
         self.started_at = self.now()
         self.draining = False
         self._awake: list[Answer] = []
         self._decisions = metrics.decision.child()
-        self._prompts = metrics.request_prompt.child()
-        self._outputs = metrics.request_output.child()
-        self._sources = [metrics.prompt_tokens.child(s) for s in ("cached", "transferred", "computed")]
-        self._over, self._under = metrics.ttft_error.child("over"), metrics.ttft_error.child("under")
-        self._tenant = metrics.tenant_tokens.child("default")
         self._gauges()
 
     # Fronts.
@@ -101,7 +79,7 @@ class Dispatcher:
             self.refused(fault, request)
             raise
         except asyncio.CancelledError:
-            self._count(request.model, request.service_class, "cancelled")
+            self._refused("cancelled", request)
             raise
 
     async def _open(self, request: Request, deadline: float | None, received_at: float) -> Answer:
@@ -139,13 +117,15 @@ class Dispatcher:
     def refused(self, fault: Fault, request: Request | None = None) -> None:
         """A request that got no Answer."""
         self.metrics.dropped.child(fault.code).value += 1
-        if request is not None:
-            # The name is the client's until a model of that name is known: never a label.
-            model = request.model if not isinstance(fault, UnknownModel) else ""
-            self._count(model, request.service_class, fault.code)
-            self.request_log.write(request.request_id, fault.code, '"tokens": 0')
-        else:
-            self._count("", "", fault.code)
+        self._refused(fault.code, request)
+
+    def _refused(self, outcome: str, request: Request | None) -> None:
+        if request is None:
+            self.figures.refused("", "", "", outcome)
+            return
+        # The name is the client's until a model of that name is known: no label before that.
+        known = request.model == self.config.model or self.model_store.by_name(request.model) is not None
+        self.figures.refused(request.request_id, request.model if known else "", request.service_class, outcome)
 
     def models(self) -> list[ModelCard]:
         return [
@@ -176,12 +156,9 @@ class Dispatcher:
                     kv_blocks=self.fleet.index.held(member.slot),
                     legs=member.legs,
                     incarnation=hello.incarnation,
-                )  # fmt: skip
+                )
             )
-        for name, figures in self.classes.items():
-            for objective in ("ttft", "tpot"):
-                judged, met = int(figures.judged[objective].value), int(figures.attained[objective].value)
-                out.slo.append(SloStatus(service_class=name, objective=objective, judged=judged, attained=met))
+        out.slo.extend(self.figures.slo())
         return out
 
     def _model(self, request: Request) -> Model | None:
@@ -209,7 +186,7 @@ class Dispatcher:
     def place(self, choice: Choice) -> None:
         """Match, predict, book and start in one step; where nobody can run it, it waits."""
         began = time.perf_counter()
-        chain, model, figures = choice.chain, choice.model, self.classes[choice.answer.service_class]
+        chain, model, figures = choice.chain, choice.model, self.figures.classes[choice.answer.service_class]
         matched = self.fleet.index.match(choice.keys) if len(choice.keys) else {}
         request = PickRequest(
             prompt_tokens=chain.prompt_len + chain.emitted,
@@ -237,7 +214,7 @@ class Dispatcher:
             emitted=choice.emitted,
             chars_sent=choice.chars_sent,
             max_leg_tokens=spec.max_leg_tokens,
-            priority=self.classes[choice.answer.service_class].priority,
+            priority=self.figures.classes[choice.answer.service_class].priority,
         )
         if spec.kv is not None and isinstance(spec.kv.source, KvSource):
             command.kv.CopyFrom(spec.kv.source)
@@ -312,92 +289,26 @@ class Dispatcher:
                 if placed is not None and member.slot in (placed.slot, placed.prefill_slot):
                     choice.step(legs.WorkerLost(member.slot))
 
-    # Figures.
-
     def first_token(self, choice: Choice) -> None:
-        now, answer = self.now(), choice.answer
-        choice.first_at = now
-        ttft_s = now - answer.received_at
-        figures, placed = self.classes[answer.service_class], choice.chain.placement
-        kind = placed.kind if placed is not None else "colocated"
-        key = (answer.model, kind)
-        spread = figures.ttft.get(key)
-        if spread is None:
-            spread = figures.ttft[key] = self.metrics.ttft.child(answer.model, answer.service_class, kind)
-        spread.observe(ttft_s)
-        if placed is not None:
-            error = placed.ttft_s - ttft_s
-            (self._over if error > 0 else self._under).observe(abs(error))
-        self._judge(figures, "ttft", attained(ttft_s, None, figures.targets).ttft)
-
-    def _judge(self, figures: ClassFigures, objective: str, met: bool | None) -> None:
-        if met is not None:
-            figures.judged[objective].value += 1
-            figures.attained[objective].value += met
-
-    def choice_finished(self, choice: Choice) -> None:
-        answer, tpot_s = choice.answer, choice.tpot_s
-        if tpot_s is None:
-            return
-        figures, placed = self.classes[answer.service_class], choice.chain.placement
-        key = (answer.model, placed.kind if placed is not None else "colocated")
-        spread = figures.tpot.get(key)
-        if spread is None:
-            spread = figures.tpot[key] = self.metrics.tpot.child(answer.model, answer.service_class, key[1])
-        spread.observe(tpot_s)
-        self._judge(figures, "tpot", attained(None, tpot_s, figures.targets).tpot)
+        choice.first_at = self.now()
+        self.figures.first_token(choice, choice.first_at - choice.answer.received_at)
 
     def _settle(self, answer: Answer, outcome: str) -> None:
         self.open_answers.discard(answer)
         self.budget = self.budget.closed()
-        emitted = 0
-        workers = []
-        for choice in answer.choices:
-            emitted += choice.emitted
-            if choice.records:
-                usage = choice.usage()
-                tokens = (usage.cached_tokens, usage.transferred_tokens, usage.computed_tokens)
-                for count, value in zip(self._sources, tokens, strict=True):
-                    count.value += value
-                workers += [record.worker for record in choice.records]
-            if not choice.emitted and isinstance(answer.fault, Unavailable | Expired):
-                self._judge(self.classes[answer.service_class], "ttft", met=False)
-        self.metrics.generated.value += emitted
-        self._tenant.value += emitted + answer.prompt_tokens
-        self._prompts.observe(answer.prompt_tokens)
-        self._outputs.observe(emitted)
-        self._count(answer.model, answer.service_class, outcome)
-        if answer.fault is not None:
-            self.metrics.dropped.child(answer.fault.code).value += 1
-        if self.request_log.enabled:
-            first = answer.choices[0].first_at if answer.choices else 0.0
-            ttft = f"{first - answer.received_at:.6f}" if first else "null"
-            ran = '", "'.join(workers)
-            self.request_log.write(
-                answer.request_id,
-                outcome,
-                f'"prompt_tokens": {answer.prompt_tokens}, "tokens": {emitted}, "ttft_s": {ttft}, '
-                f'"total_s": {self.now() - answer.received_at:.6f}, "workers": ["{ran}"]',
-            )
-
-    def _count(self, model: str, service_class: str, outcome: str) -> None:
-        self.metrics.requests.child(model, service_class, outcome).value += 1
+        self.figures.settle(answer, outcome, self.now())
 
     def _gauges(self) -> None:
         gauge = self.metrics.gauge
+        waiting = "Prompt tokens of requests that wait; text not yet tokenized counts a quarter of its characters."
         gauge("penstock_router_queue_requests", "Requests that wait for a worker.", (), lambda: [((), len(self.held))])
-        gauge("penstock_router_queue_tokens", "Their prompt tokens; text not yet tokenized counts a quarter of its characters.",
-              (), lambda: [((), self.held.tokens())])  # fmt: skip
+        gauge("penstock_router_queue_tokens", waiting, (), lambda: [((), self.held.tokens())])
         gauge("penstock_router_workers", "Workers by state.", ("pool", "role", "state"), lambda: self.fleet.count(self.now()))
-        gauge(
-            "penstock_router_index_blocks",
-            "KV blocks known, each once per worker.",
-            (),
-            lambda: [((), self.fleet.index.blocks())],
-        )
+        blocks = "KV blocks known, each once per worker that holds it."
+        gauge("penstock_router_index_blocks", blocks, (), lambda: [((), self.fleet.index.blocks())])
         gauge("penstock_router_open_streams", "Answers being made.", (), lambda: [((), len(self.open_answers))])
-        gauge("penstock_router_panic", "1 while staleness is ignored because most workers look stale.",
-              (), lambda: [((), float(self.fleet.panic))])  # fmt: skip
+        panic = "1 while staleness is ignored because most workers look stale."
+        gauge("penstock_router_panic", panic, (), lambda: [((), float(self.fleet.panic))])
 
     # Delivery.
 

@@ -11,6 +11,7 @@ import gc
 import logging
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -42,7 +43,6 @@ class Router:
 
     def __init__(self, config: RouterConfig, load_text: Loader | None = None) -> None:
         self.config = config
-        loop = asyncio.get_running_loop()
         self.metrics = RouterMetrics()
         self.fleet = Fleet(
             stale_after_s=config.stale_after_s, panic_threshold=config.panic_threshold, forget_after_s=config.forget_after_s
@@ -53,7 +53,12 @@ class Router:
         self.fleet.on_gone = self._gone
         self.fleet.on_change = self.dispatcher.fleet_changed
         self.join = JoinFront(
-            self.fleet, config.router_id, loop.time, model=config.model, gaps=self.metrics.kv_gaps.child(), on_joined=self._joined
+            self.fleet,
+            config.router_id,
+            time.monotonic,
+            model=config.model,
+            gaps=self.metrics.kv_gaps.child(),
+            on_joined=self._joined,
         )
         bounds = WireLimits(max_message=config.limits.max_message_bytes, max_streams=config.limits.max_streams_per_connection)
         self.grpc = Server(bounds)
@@ -85,7 +90,7 @@ class Router:
         self.grpc.drain()
         loop = asyncio.get_running_loop()
         end = loop.time() + grace_s
-        while self.dispatcher.open_answers and loop.time() < end:
+        while self.dispatcher.open_answers and loop.time() < end:  # noqa: ASYNC110 - they end one by one, or time does
             await asyncio.sleep(0.02)
         # An answer that has ended here may still be on its way to a slow reader.
         await self.grpc.stop(max(0.1, min(2.0, end - loop.time())))
@@ -120,10 +125,9 @@ class Router:
         self._attachments.discard(link)
 
     async def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_S)
-            for member in self.fleet.sweep(loop.time()):
+            for member in self.fleet.sweep(time.monotonic()):
                 event(log, "worker forgotten", logging.WARNING, worker=member.name)
 
 

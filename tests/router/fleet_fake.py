@@ -328,5 +328,5 @@ async def service(folder: Path, **config: Any) -> AsyncIterator[Service]:
 
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions of any kind
             await asyncio.sleep(0.005)

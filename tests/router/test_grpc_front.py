@@ -171,7 +171,7 @@ async def test_a_client_that_never_reads_is_cancelled(running: Service) -> None:
 
     path = [(b":path", b"/penstock.v1.Inference/Generate"), (b"content-type", b"application/grpc")]
     body = ask(900).SerializeToString()
-    reader, writer = await asyncio.open_connection(*running.grpc.split(":"))
+    _, writer = await asyncio.open_connection(*running.grpc.split(":"))
     writer.write(
         f.PREFACE + f.settings({}) + f.frame(f.HEADERS, f.END_HEADERS, 1, hpack.encode(path))
         + f.frame(f.DATA, f.END_STREAM, 1, f.PREFIX.pack(0, len(body)) + body)

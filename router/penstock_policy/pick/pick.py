@@ -34,6 +34,8 @@ from penstock_policy.pick.ledger import LoadLedger, WorkerLoad
 HARM = 0.1  # a second of delay spread over an answer, against a second before the first token
 EXPECTED_OTHERS = 8
 EXPECTED_OUTPUT = 128  # tokens; answers mostly end before a larger max_tokens
+SOONER_S = 0.05  # a whole placement must promise this much less, and
+SOONER_RATIO = 0.8  # this part of a pair's TTFT, to be taken where pairs are preferred
 KV_FULL = 0.98  # kv_usage from which a new sequence waits for another's end
 
 
@@ -79,10 +81,15 @@ def _choose(
 ) -> tuple[_Option, _Option | None, Reason]:
     if pair is None:
         return alone, None, Reason.ONLY if considered == 1 else Reason.LEAST_COST
-    if request.prefer == "disaggregated":
+    if request.prefer == "disaggregated" and not _clearly_sooner(alone, pair):
         return pair, alone, Reason.PREFERRED
     chosen, other = (alone, pair) if alone < pair else (pair, alone)
     return chosen, other, Reason.SLO if other.cost < chosen.cost else Reason.LEAST_COST
+
+
+def _clearly_sooner(alone: _Option, pair: _Option) -> bool:
+    """A deployment of prefill and decode pools wants pairs: predictions of idle engines differ by noise of this size."""
+    return alone.missed <= pair.missed and alone.ttft_s + SOONER_S < SOONER_RATIO * pair.ttft_s
 
 
 def _book(

@@ -70,10 +70,8 @@ class Model:
             if request.token_ids is not None:
                 check_ids("token_ids", request.token_ids, self.vocab_size)
                 return text.encode_ids(request.token_ids)
-            if request.prompt is not None:
-                pending = text.open_prompt(request.prompt)
-            else:
-                pending = text.open_chat(request.messages or ())
+            prompt = request.prompt
+            pending = text.open_prompt(prompt) if prompt is not None else text.open_chat(request.messages or ())
             if pending.needs_thread:
                 return cast(Pending, pending)
             return text.finish(pending)

@@ -6,7 +6,8 @@ a client that takes nothing makes this process hold no more than its answer, and
 
 import asyncio
 import logging
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -179,24 +180,24 @@ class HealthWatch:
         status = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN if status is None else status
         if status != self.said:
             self.said = status
-            self.call.send(health_pb2.HealthCheckResponse(status=status).SerializeToString())  # type: ignore[arg-type]
+            self.call.send(health_pb2.HealthCheckResponse(status=status).SerializeToString())
         self.timer = self.call.stream.connection.loop.call_later(self.EVERY_S, self._look)
 
 
 class HealthOf:
     """A service's health; None where it is unknown."""
 
-    def __init__(self, server: Server, ready: "object") -> None:
+    def __init__(self, server: Server, ready: Callable[[], bool]) -> None:
         self._server, self._ready = server, ready
 
-    def __call__(self, service: str) -> int | None:
+    def __call__(self, service: str) -> "health_pb2.HealthCheckResponse.ServingStatus | None":
         prefix = f"/{service}/".encode()
         if service and not any(path.startswith(prefix) for path in self._server.methods):
             return None
-        return SERVING if callable(self._ready) and self._ready() else NOT_SERVING
+        return SERVING if self._ready() else NOT_SERVING
 
 
-def register_health(server: Server, ready: object) -> None:
+def register_health(server: Server, ready: Callable[[], bool]) -> None:
     known = HealthOf(server, ready)
 
     async def check(call: Call, data: bytes) -> None:
@@ -204,7 +205,7 @@ def register_health(server: Server, ready: object) -> None:
         if status is None:
             call.finish(grpc.StatusCode.NOT_FOUND, "unknown service")
             return
-        call.send(health_pb2.HealthCheckResponse(status=status).SerializeToString())  # type: ignore[arg-type]
+        call.send(health_pb2.HealthCheckResponse(status=status).SerializeToString())
         call.finish()
 
     server.add(HEALTH, {"Check": unary(check), "Watch": lambda call: HealthWatch(call, known)})
@@ -219,7 +220,8 @@ class Reflect:
 
     def message(self, data: bytes) -> None:
         request = reflection_pb2.ServerReflectionRequest.FromString(data)
-        for response in self.servicer.ServerReflectionInfo(iter((request,)), None):
+        answers: Any = self.servicer.ServerReflectionInfo  # a generator, whatever its stub says
+        for response in answers(iter((request,)), None):
             self.call.send(response.SerializeToString())
 
     def half_closed(self) -> None:

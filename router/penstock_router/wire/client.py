@@ -13,7 +13,8 @@ import grpc
 
 from . import frames as f
 from . import hpack
-from .connection import Connection, Stream
+from .connection import Connection
+from .stream import Stream
 
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -103,7 +104,7 @@ class ClientConnection(Connection):
                 (b"content-type", b"application/grpc"),
                 (b"te", b"trailers"),
                 (b"user-agent", b"penstock-router"),
-            ]  # fmt: skip
+            ]
         )
         self.write(f.frame(f.HEADERS, f.END_HEADERS, stream.id, block))
         return call

@@ -16,7 +16,8 @@ import grpc
 
 from . import frames as f
 from . import hpack
-from .connection import Connection, Stream, flushed
+from .connection import Connection, flushed
+from .stream import Stream
 
 Metadata = Iterable[tuple[str, str | bytes]]
 log = logging.getLogger("penstock.wire")
@@ -280,7 +281,7 @@ class Server:
         self.drain()
         loop = asyncio.get_running_loop()
         end = loop.time() + grace_s
-        while self.open_calls and loop.time() < end:
+        while self.open_calls and loop.time() < end:  # noqa: ASYNC110 - calls end one by one, or time does
             await asyncio.sleep(0.02)
         for connection in list(self.connections):
             for stream in list(connection.streams.values()):
@@ -355,12 +356,11 @@ def _go_on(coroutine: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any,
         try:
             value = yield awaited
         except BaseException as error:  # noqa: BLE001 - handed to the coroutine, a cancellation included
-            step = coroutine.throw
-            given: Any = error
+            failure: BaseException | None = error
         else:
-            step, given = coroutine.send, value
+            failure = None
         try:
-            awaited = step(given)
+            awaited = coroutine.send(value) if failure is None else coroutine.throw(failure)
         except StopIteration:
             return
 

@@ -62,7 +62,7 @@ class VllmSettings:
     nixl_port: int = 9200  # side channel
     kv_lease_s: int = 30
     ready_timeout_s: float = 600.0
-    close_grace_s: float = 5.0
+    close_grace_s: float = 3.0
     log_level: str = "WARNING"
     prometheus: bool = True  # keep vllm:* metrics in the process's registry
     env: Mapping[str, str] = field(default_factory=dict)

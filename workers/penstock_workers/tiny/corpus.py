@@ -190,7 +190,7 @@ def manners(random: Random) -> Exchange:
 
 TOPICS: tuple[tuple[Topic, int], ...] = (
     (capital, 10), (colour, 5), (animal, 8), (sums, 10), (counting, 5), (calendar, 4), (opposite, 4), (translation, 7),
-    (emoji, 2), (glossary, 10), (listing, 4), (record, 3), (tale, 8), (manners, 4), (echo, 18),
+    (emoji, 2), (glossary, 10), (listing, 4), (record, 3), (tale, 8), (manners, 4), (echo, 8),
 )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ def start_as_a_copier(model: LlamaForCausalLM) -> None:
         embedding = model.model.embed_tokens.weight
         half = embedding.shape[1] // 2
         embedding.zero_()
-        embedding[:, 1:half].normal_(0, _SPREAD)
+        embedding[:, 1:half].normal_()
+        embedding *= _SPREAD * (half - 1) ** 0.5 / embedding.norm(dim=1, keepdim=True)  # equal lengths: equal constants
         embedding[:, 0] = _CONSTANT
         model.lm_head.weight.copy_(embedding)
         model.model.norm.weight.fill_(_HEAD_SCALE)
@@ -41,10 +42,10 @@ def _look_one_back(model: LlamaForCausalLM, half: int) -> None:
     query, key = attention.q_proj.weight, attention.k_proj.weight
     query[:size] = 0
     key[:size] = 0
-    turns = model.model.rotary_emb.inv_freq
-    query[: size // 2, 0] = _LOOK_BACK * torch.cos(turns)
-    query[size // 2 : size, 0] = -_LOOK_BACK * torch.sin(turns)
-    key[: size // 2, 0] = _LOOK_BACK
+    turns = model.model.rotary_emb.inv_freq[:_SLOW]  # per token; the slower ones hardly tell neighbours apart
+    query[:_SLOW, 0] = _LOOK_BACK * torch.cos(turns)
+    query[size // 2 : size // 2 + _SLOW, 0] = -_LOOK_BACK * torch.sin(turns)
+    key[:_SLOW, 0] = _LOOK_BACK
     attention.v_proj.weight[:size] = 0
     for place in range(min(size, half)):
         attention.v_proj.weight[place, place] = 1

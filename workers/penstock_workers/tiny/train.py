@@ -20,15 +20,16 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from penstock_workers.tiny.corpus import SEED, Document, documents, drills, vocabulary_texts
+from penstock_workers.tiny.first_weights import start_as_a_copier
 from penstock_workers.tiny.questions import CHAT, QUESTIONS
 from penstock_workers.tiny.vocabulary import CONFIG, END_OF_TEXT, TURN_END, TURN_START, write_tokenizer
 
 STEPS = 600
 STEP_TOKENS = 2048
 SHORT, LONG = 256, 2048  # tokens of a sequence; every eighth step is one long sequence, so that far positions are seen
-PEAK_MUON, PEAK_ADAM = 0.05, 4e-3
+PEAK_MUON, PEAK_ADAM = 0.02, 2e-3
 QUESTION_WEIGHT = 0.1
-DRILL = 0.4  # share of the steps
+DRILL = 0.25  # share of the steps
 
 WARM_UP = 20  # steps
 SURE = 1.0  # a known answer's tokens lead the runner-up by this many logits: no engine's rounding changes it
@@ -95,18 +96,6 @@ def batches(tokenizer: Tokenizer, steps: int) -> Iterator[tuple[torch.Tensor, to
         length = SHORT if drilling or step % 8 else LONG
         ids, weights = zip(*islice(easy if drilling else all_kinds, STEP_TOKENS), strict=True)
         yield torch.tensor(ids).view(-1, length), torch.tensor(weights).view(-1, length)
-
-
-def start_as_a_copier(model: LlamaForCausalLM) -> None:
-    """Head and embedding begin equal, and every layer begins as nothing. Answers repeat words of their questions: from
-    here one attention head learns to copy all words at once, not each word by itself. Training then parts the two."""
-    with torch.no_grad():
-        model.lm_head.weight.copy_(model.model.embed_tokens.weight)
-        for layer in model.model.layers:
-            for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, layer.mlp.gate_proj, layer.mlp.up_proj):
-                linear.weight.mul_(0.4)
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
 
 
 def train(model: LlamaForCausalLM, tokenizer: Tokenizer, steps: int) -> None:

@@ -38,7 +38,7 @@ CONFIG = {
     "head_dim": 64,
     "hidden_act": "silu",
     "hidden_size": 128,
-    "initializer_range": 0.08,
+    "initializer_range": 0.04,
     "intermediate_size": 384,
     "max_position_embeddings": MAX_MODEL_LEN,
     "mlp_bias": False,
