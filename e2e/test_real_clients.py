@@ -39,7 +39,7 @@ def test_a_chat_answers_whole_and_streamed_alike(client: OpenAI) -> None:
     assert whole.usage and chunks[-1].usage
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert chunks[-1].usage.prompt_tokens_details.cached_tokens >= 0
-    extra = whole.usage.model_extra or {}
+    extra = whole.usage.prompt_tokens_details.model_extra or {}
     assert whole.usage.prompt_tokens == (
         whole.usage.prompt_tokens_details.cached_tokens + extra["transferred_tokens"] + extra["computed_tokens"]
     )

@@ -14,6 +14,7 @@ from penstock_proto.v1.inference_pb2 import LegPlacement, Placement, Usage
 from penstock_proto.v1.worker_pb2 import LegError, LegOutput
 
 from .answer import Answer, Delta
+from .serve.grpc_bytes import text_and_ids
 from .text.chunks import Encoded
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Choice:
         "sent",
         "stop_reason",
         "unreported",
+        "wants_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -107,6 +109,7 @@ class Choice:
         self.dirty = False
         self.first_at = self.last_at = 0.0
         self.held_until = 0.0
+        self.wants_logprobs = sampling.HasField("logprobs")
         self._text = ""
         self._usage: Usage | None = None
         self._logprobs: list[TokenLogprob] = []
@@ -136,7 +139,7 @@ class Choice:
             if text:
                 self._text += text
                 self.chars_sent = output.chars_sent
-            if self.answer.request.sampling.HasField("logprobs"):
+            if self.wants_logprobs:
                 self._logprobs.extend(output.logprobs)
             if not self.dirty:
                 self.dirty = True
@@ -246,6 +249,15 @@ class Choice:
         self.step(legs.ClientGone())
 
     # What the client gets.
+
+    def take_bytes(self) -> bytes:
+        """As `take`, as a serialized GenerateResponse."""
+        if self.finish or self.index or self._logprobs:
+            return self.take().message().SerializeToString()
+        self.dirty = False
+        text, self._text = self._text, ""
+        sent, self.sent = self.sent, len(self.ids)
+        return text_and_ids(text, self.ids[sent:])
 
     def take(self) -> Delta:
         self.dirty = False

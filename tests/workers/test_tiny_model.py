@@ -172,8 +172,9 @@ def generate(model: Any, prompts: list[str], max_new_tokens: int, ends: list[int
 @pytest.mark.slow
 def test_training_begins_with_a_model_that_copies() -> None:
     import torch
-    from penstock_workers.tiny.first_weights import start_as_a_copier
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from penstock_workers.tiny.first_weights import start_as_a_copier
 
     torch.manual_seed(1)
     model = LlamaForCausalLM(LlamaConfig(**{key: CONFIG[key] for key in CONFIG if key not in ("architectures", "dtype")})).eval()

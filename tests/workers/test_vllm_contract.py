@@ -1,4 +1,4 @@
-"""Real vLLM engines keep the engine contract. Three engines, started once."""
+"""Real vLLM engines keep the engine contract. Three engines, started once: one spawned, two forked."""
 
 import asyncio
 import socket
@@ -31,7 +31,7 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def engine(**args: Any) -> VllmEngine:
+def engine(start_method: str = "spawn", **args: Any) -> VllmEngine:
     return VllmEngine(
         VllmSettings(
             model_dir=str(MODEL_DIR),
@@ -39,12 +39,13 @@ def engine(**args: Any) -> VllmEngine:
             model_digest="d1" * 32,
             engine_args={"dtype": "float32", "max_model_len": 512, "max_num_batched_tokens": 256, **args},
             nixl_port=free_port(),
+            start_method=start_method,
         )
     )
 
 
-async def opened(**args: Any) -> Bench:
-    made = engine(**args)
+async def opened(start_method: str = "spawn", **args: Any) -> Bench:
+    made = engine(start_method, **args)
     bench = Bench(made, preemptions=lambda: made.preemptions)
     await bench.open()
     return bench
@@ -59,14 +60,14 @@ async def first() -> AsyncIterator[Bench]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def second() -> AsyncIterator[Bench]:
-    bench = await opened(kv_cache_memory_bytes=16 << 20)
+    bench = await opened("fork", kv_cache_memory_bytes=16 << 20)
     yield bench
     await bench.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tight() -> AsyncIterator[Bench]:
-    bench = await opened(num_gpu_blocks_override=24, max_num_seqs=4)
+    bench = await opened("fork", num_gpu_blocks_override=24, max_num_seqs=4)
     yield bench
     await bench.close()
 

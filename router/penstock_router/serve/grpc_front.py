@@ -21,6 +21,7 @@ from ..faults import Fault, Internal, to_grpc
 from ..log import event
 from ..request import Limits, accept, deserialize
 from ..wire.server import Call, Method, Server, Unary, unary
+from .grpc_bytes import request_id_field
 
 log = logging.getLogger("penstock.grpc")
 INFERENCE: Final = "penstock.v1.Inference"
@@ -74,12 +75,13 @@ class Generate(Unary):
         if call.stalled:
             self._watch()
             return
-        for delta in answer.take():
-            message = delta.message()
-            if not self.named:
-                self.named = True
-                message.request_id = answer.request_id
-            call.send(message.SerializeToString())
+        for choice in answer.choices:
+            if choice.dirty:
+                message = choice.take_bytes()
+                if not self.named:
+                    self.named = True
+                    message += request_id_field(answer.request_id)
+                call.send(message)
         if answer.over:
             if self.stall is not None:
                 self.stall.cancel()

@@ -10,7 +10,7 @@ from typing import Any
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBaseConnector, NixlPullConnector
 
-from penstock_workers.connector.parent import leave_at_once
+from penstock_workers.connector.parent import leave_at_once, watch_parent
 from penstock_workers.connector.scheduler import ContinuationScheduler
 from penstock_workers.connector.stats import PullStats
 from penstock_workers.connector.utilities import install
@@ -26,6 +26,7 @@ class PenstockConnector(NixlPullConnector):  # type: ignore[misc]
         NixlBaseConnector.__init__(self, vllm_config, role, kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
             install()
+            watch_parent()
             leave_at_once()
             self.connector_scheduler = ContinuationScheduler(vllm_config, self.engine_id, kv_cache_config)
         else:

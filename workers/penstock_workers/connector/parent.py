@@ -18,6 +18,13 @@ from typing import Any
 _LOOK_EVERY_S = 0.2
 
 
+def watch_parent() -> None:
+    """In a child that was forked, where nothing is unpickled."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        watch(parent.pid)
+
+
 def watch(parent_pid: int) -> "ParentWatch":
     """Kills this process when it is no longer a child of `parent_pid`. Idempotent."""
     name = f"penstock-parent-{parent_pid}"

@@ -61,6 +61,9 @@ class VllmSettings:
     host: str = "127.0.0.1"  # where other workers reach this one's KV
     nixl_port: int = 9200  # side channel
     kv_lease_s: int = 30
+    # fork spares the child a second import of vLLM (12 s of CPU here). Only for a process whose threads are known:
+    # a forked child keeps what other threads had locked.
+    start_method: str = "spawn"
     ready_timeout_s: float = 600.0
     close_grace_s: float = 3.0
     log_level: str = "WARNING"

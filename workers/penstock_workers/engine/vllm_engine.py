@@ -114,7 +114,9 @@ class VllmEngine:
             os.environ.update(vllm_args.environment(self._settings, single_process=parallel == 1))
             watch_children()
             self._vllm = importlib.import_module("penstock_workers.engine.vllm_runtime")
-            return self._vllm.StepLLM(self._vllm.config_of(kwargs), self._settings.prometheus)
+            config = self._vllm.config_of(kwargs)
+            self._vllm.start_children_by(self._settings.start_method)
+            return self._vllm.StepLLM(config, self._settings.prometheus)
 
     def _facts(self, config: Any) -> EngineInfo:
         model, cache, parallel = config.model_config, config.cache_config, config.parallel_config

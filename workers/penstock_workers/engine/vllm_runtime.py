@@ -6,6 +6,7 @@ instead of through a queue and a task per request.
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.usage.usage_lib import UsageContext
+from vllm.utils import system_utils
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine import FinishReason as CoreFinish
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -40,6 +42,7 @@ __all__ = [
     "VLLMValidationError",
     "config_of",
     "sampling_params",
+    "start_children_by",
 ]
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,13 @@ def config_of(kwargs: dict[str, Any]) -> Any:
         "structured_outputs_config": StructuredOutputsConfig(**kwargs["structured_outputs_config"]),
     }
     return AsyncEngineArgs(**args).create_engine_config(UsageContext.ENGINE_CONTEXT)
+
+
+def start_children_by(method: str) -> None:
+    """After `config_of`, which chooses for itself. In a Ray actor vLLM would always spawn."""
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = method
+    if method == "fork":
+        system_utils.is_in_ray_actor = lambda: False
 
 
 def sampling_params(kwargs: dict[str, Any], structured: dict[str, Any] | None) -> SamplingParams:
