@@ -51,7 +51,7 @@ class Router:
         self.request_log = RequestLog(enabled=logging.getLogger("penstock.request").isEnabledFor(logging.INFO))
         self.dispatcher = Dispatcher(config, self.fleet, self.models, self.metrics, request_log=self.request_log)
         self.fleet.on_gone = self._gone
-        self.fleet.on_change = self.dispatcher.fleet_changed
+        self.fleet.on_change = self._changed
         self.join = JoinFront(
             self.fleet,
             config.router_id,
@@ -113,6 +113,10 @@ class Router:
             link = Attachment(member, self.fleet, self.config.router_id, self.models.prepare)
             self.dispatcher.links[member.slot] = link
             self._attachments.add(link)
+
+    def _changed(self) -> None:
+        self.models.refresh()
+        self.dispatcher.fleet_changed()
 
     def _gone(self, member: Member) -> None:
         link = self.dispatcher.links.get(member.slot)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fleet_fake import FakeWorker, Service, answering, expected_ids, service, until
 
+from penstock_proto.v1 import fleet_pb2
 from penstock_proto.v1.common_pb2 import Sampling
 from penstock_proto.v1.inference_pb2 import GenerateRequest
 from penstock_router.faults import CallerFault, Expired, Shed, Unavailable, UnknownModel
@@ -106,3 +107,16 @@ async def test_a_prompt_that_fills_the_context_is_the_callers_fault(running: Ser
         await running.router.dispatcher.open(ask("x" * 1000), None)
     assert caught.value.field == "prompt"
     assert running.at_rest()
+
+
+async def test_a_rollout_moves_a_name_to_the_new_digest(tmp_path: Path) -> None:
+    async with service(tmp_path, hold_s=1.0, forget_after_s=1.0) as running:
+        old = await running.add(FakeWorker("old", answering()))
+        new = await running.add(FakeWorker("new", answering(), digest="d2"))
+        old.reports.put_nowait(fleet_pb2.WorkerReport(draining=fleet_pb2.Draining(reason="rollout")))
+        await until(lambda: running.state("old") == "draining")
+        assert await ids_of_answer(running, ask()) == expected_ids(3, 3)
+        await old.die()
+        await until(lambda: running.state("old") == "absent")
+        assert await ids_of_answer(running, ask()) == expected_ids(3, 3)
+        assert len(new.legs) == 2

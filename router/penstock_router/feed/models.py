@@ -127,7 +127,6 @@ class Models:
                 await asyncio.sleep(RETRY_S)
                 continue
             self._fleet.text_loaded(member)
-            self.refresh()
             return
 
     async def _fill(
@@ -150,11 +149,11 @@ class Models:
         loading.set_result(text)
 
     def refresh(self) -> None:
-        """After members came or went."""
+        """After members came, went or began to drain: those that drain have no say where others are."""
         votes: dict[str, Counter[tuple[str, int, bytes]]] = {}
         for member in self._fleet.members.values():
-            if member.has_text:
-                votes.setdefault(member.hello.model, Counter())[key_of(member)] += 1
+            if member.has_text and not member.gone:
+                votes.setdefault(member.hello.model, Counter())[key_of(member)] += 0 if member.draining else 1
         by_name = {}
         for name, counted in votes.items():
             known = self._by_name.get(name)
@@ -162,7 +161,11 @@ class Models:
             if known is not None and known.digest == key[0]:
                 by_name[name] = known
                 continue
-            member = next(m for m in self._fleet.members.values() if m.has_text and key_of(m) == key and m.hello.model == name)
+            member = next(
+                m
+                for m in self._fleet.members.values()
+                if m.has_text and not m.gone and key_of(m) == key and m.hello.model == name
+            )
             created_s = known.created_s if known is not None else time.time()
             by_name[name] = Model(name, key[0], self._texts[key].result(), member, created_s)
         # A model whose workers are all gone stays known: its requests wait for a worker as token ids.

@@ -26,6 +26,7 @@ from .grpc_bytes import request_id_field
 log = logging.getLogger("penstock.grpc")
 INFERENCE: Final = "penstock.v1.Inference"
 HEALTH: Final = "grpc.health.v1.Health"
+DEADLINE_SLACK_S: Final = 0.02
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -111,7 +112,10 @@ class Generate(Unary):
             self.stall.cancel()
         super().cancelled(reason)
         if self.answer is not None:
-            self.answer.cancel("deadline_exceeded" if reason == "deadline" else "cancelled")
+            # A client's own timer is often a moment ahead of ours, and says "cancelled".
+            deadline = self.call.deadline
+            late = deadline is not None and self.front.dispatcher.now() >= deadline - DEADLINE_SLACK_S
+            self.answer.cancel("deadline_exceeded" if late else "cancelled")
 
 
 def finish(call: Call, fault: Fault) -> None:
