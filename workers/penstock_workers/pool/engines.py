@@ -47,5 +47,7 @@ async def make_engine(config: WorkerConfig) -> Engine:
             nixl_port=config.side_channel_port or _free_port(config.host),
             kv_lease_s=max(1, round(config.kv_lease_s)),
             ready_timeout_s=config.ready_timeout_s,
+            # On a CPU a forked core saves a second import of vLLM; a GPU context does not survive a fork.
+            start_method="fork" if config.device == "cpu" else "spawn",
         )
     )
