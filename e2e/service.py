@@ -75,10 +75,13 @@ class Service:
         return [p for p in self.pids() if words in cmdline(p)]
 
     def replicas(self, pool: str = "") -> list[int]:
-        return self.find(f"ray::ServeReplica:penstock:{pool}")
+        """Serve's replica processes; a forked engine core has their name, and one of them as its parent."""
+        named = self.find(f"ray::ServeReplica:penstock:{pool}")
+        return [p for p in named if parent(p) not in named]
 
     def engine_cores(self, pool: str = "") -> list[int]:
-        return [p for p in self.find("EngineCore") if parent(p) in self.replicas(pool)]
+        replicas = self.replicas(pool)
+        return [p for p in self.pids() if parent(p) in replicas and "resource_tracker" not in cmdline(p)]
 
     def routers(self) -> list[int]:
         return self.find("penstock_router.main")

@@ -51,7 +51,7 @@ class Answer:
     """Handed to a front. Either `next` is awaited, or `listen` has a function called whenever there is something."""
 
     __slots__ = (
-        "_awake", "_listener", "_schedule", "_waiter", "choices", "created", "deadline_timer", "fault", "model",
+        "__weakref__", "_awake", "_listener", "_schedule", "_waiter", "choices", "created", "deadline_timer", "fault", "model",
         "open_choices", "outcome", "prompt_tokens", "received_at", "request", "request_id", "service_class", "settle",
     )  # fmt: skip
 
@@ -142,6 +142,12 @@ class Answer:
                 await self._waiter
             finally:
                 self._waiter = None
+
+    def release(self) -> None:
+        """Its front is done with it. Without cycles it is freed now and leaves nothing for the collector."""
+        self._listener = None
+        self.fault = None
+        self.choices = []
 
     def cancel(self, reason: str = "cancelled") -> None:
         """Synchronous and idempotent: what still runs is aborted, held KV is given back."""

@@ -343,3 +343,4 @@ class Opened:
     async def __aexit__(self, *exc: object) -> None:
         if self._answer is not None:
             self._answer.cancel()
+            self._answer.release()

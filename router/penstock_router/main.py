@@ -158,7 +158,7 @@ async def run(config: RouterConfig) -> None:
     # What start-up made lives as long as the process: the collector need not walk it again and again.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(20_000, 10, 20)
     await stop.wait()
     await router.stop(config.grace_s)
 

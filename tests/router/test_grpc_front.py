@@ -1,11 +1,13 @@
 """penstock.v1.Inference as clients see it, through grpcio."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,30 @@ async def test_a_client_that_never_reads_is_cancelled(running: Service) -> None:
     assert running.at_rest()
     writer.close()
     await writer.wait_closed()
+
+
+async def test_an_ended_answer_is_freed_without_the_collector(running: Service, stub: Any) -> None:
+    worker = await running.add(FakeWorker("w", answering()))
+    gc.collect()
+    gc.disable()
+    try:
+        refs = []
+        for cancel in (False, True):
+            worker.behave = silent if cancel else answering(pause_s=0.005)
+            call = stub.Generate(ask(20))
+            await until(lambda: bool(running.router.dispatcher.open_answers))
+            refs += [weakref.ref(answer) for answer in running.router.dispatcher.open_answers]
+            if cancel:
+                call.cancel()
+            else:
+                async for _ in call:
+                    pass
+            await until(running.at_rest)
+        assert len(refs) == 2
+        await asyncio.sleep(0.02)
+        assert [ref() for ref in refs] == [None, None]
+    finally:
+        gc.enable()
 
 
 async def test_status_and_models_tell_what_is_there(running: Service, stub: Any) -> None:

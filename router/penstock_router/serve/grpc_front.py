@@ -36,13 +36,13 @@ class Generate(Unary):
     __slots__ = ("answer", "front", "named", "stall")
 
     def __init__(self, front: "InferenceFront", call: Call) -> None:
-        super().__init__(call, self._open)
+        super().__init__(call)
         self.front = front
         self.answer: Answer | None = None
         self.named = False  # the request's id has been sent
         self.stall: asyncio.TimerHandle | None = None
 
-    async def _open(self, call: Call, data: bytes) -> None:
+    async def handle(self, call: Call, data: bytes) -> None:
         front = self.front
         request = None
         try:
@@ -90,6 +90,8 @@ class Generate(Unary):
                 finish(call, answer.fault)
             else:
                 call.finish()
+            self.answer = None
+            answer.release()
 
     def _watch(self) -> None:
         if self.stall is None:
@@ -116,6 +118,8 @@ class Generate(Unary):
             deadline = self.call.deadline
             late = deadline is not None and self.front.dispatcher.now() >= deadline - DEADLINE_SLACK_S
             self.answer.cancel("deadline_exceeded" if late else "cancelled")
+            self.answer.release()
+            self.answer = None
 
 
 def finish(call: Call, fault: Fault) -> None:

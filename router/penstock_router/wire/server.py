@@ -41,6 +41,7 @@ class Receiver(Protocol):
 
 
 Method = Callable[["Call"], Receiver]
+Handler = Callable[["Call", bytes], Coroutine[Any, Any, None]]
 
 
 def encode_metadata(metadata: Metadata) -> list[hpack.Header]:
@@ -128,7 +129,10 @@ class Call:
             stream.reset(f.NO_ERROR)
 
     def _end(self) -> None:
+        """Lets go of everything that refers back: calls come by the thousand and must not wait for the collector."""
         self._over = True
+        self.receiver = None
+        self.stream.owner = None
         if self._expiry is not None:
             self._expiry.cancel()
 
@@ -155,9 +159,10 @@ class Call:
     def lost(self, reason: str) -> None:
         if self._over:
             return
+        receiver = self.receiver
         self._end()
-        if self.receiver is not None:
-            self._guard(self.receiver.cancelled, reason)
+        if receiver is not None:
+            self._guard(receiver.cancelled, reason)
 
     def _guard(self, function: Callable[..., None], *args: object) -> None:
         try:
@@ -305,13 +310,18 @@ class Unary:
     Up to its first wait it runs outside a task: before that it must not ask for the current one.
     """
 
-    __slots__ = ("_data", "_function", "call", "task")
+    __slots__ = ("__weakref__", "_data", "_function", "call", "task")
 
-    def __init__(self, call: Call, function: Callable[[Call, bytes], Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, call: Call, function: Handler | None = None) -> None:
         self.call = call
         self.task: asyncio.Task[None] | None = None
         self._function = function
         self._data: bytes | None = None
+
+    async def handle(self, call: Call, data: bytes) -> None:
+        """What the call does; for subclasses."""
+        assert self._function is not None
+        await self._function(call, data)
 
     def message(self, data: bytes) -> None:
         if self._data is not None or self.task is not None:
@@ -341,7 +351,7 @@ class Unary:
     async def _run(self, data: bytes) -> None:
         call = self.call
         try:
-            await self._function(call, data)
+            await self.handle(call, data)
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -365,5 +375,5 @@ def _go_on(coroutine: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any,
             return
 
 
-def unary(function: Callable[[Call, bytes], Coroutine[Any, Any, None]]) -> Method:
+def unary(function: Handler) -> Method:
     return lambda call: Unary(call, function)
