@@ -71,6 +71,8 @@ class Choice:
         "last_at",
         "leg",
         "model",
+        "moving_why",
+        "owes",
         "prompt",
         "prompt_len",
         "records",
@@ -109,6 +111,8 @@ class Choice:
         self.dirty = False
         self.first_at = self.last_at = 0.0
         self.held_until = 0.0
+        self.owes = False  # its next placement takes one from the retry budget, which was empty
+        self.moving_why = ""  # why its running leg was told to hand off
         self.wants_logprobs = sampling.HasField("logprobs")
         self._text = ""
         self._usage: Usage | None = None
@@ -158,6 +162,7 @@ class Choice:
             return
         leg.outcome = "lost"
         self.core.log_leg(self, leg, reason)
+        self.moving_why = ""
         self._end_leg(leg)
         assert self.chain.leg is not None
         self.step(legs.WorkerLost(self.chain.leg.slot))
@@ -177,9 +182,13 @@ class Choice:
             fault = FAULTS.get(error.fault, "worker")
             leg.outcome = f"error_{fault}"
             self.core.log_leg(self, leg, error.message)
+            if fault == "worker" and self.chain.leg is not None:
+                self.core.worker_failed(self.chain.leg.slot, error.message)
             event = legs.LegFailed(leg.leg_id, fault, error.message, error.field)
         else:
             leg.outcome = finish.name.lower()
+            if self.chain.leg is not None:
+                self.core.fleet.succeeded(self.chain.leg.slot, self.core.now())
             kv = None
             if output.HasField("kv") and self.chain.leg is not None:
                 expires_at = self.core.now() + output.kv.lease_ms / 1000
@@ -217,6 +226,8 @@ class Choice:
                 self._finish(int(action.reason))
             elif isinstance(action, legs.Abort):
                 core.abort(action.slot, action.leg_id)
+            elif isinstance(action, legs.HandOff):
+                core.hand_off(action.slot, action.leg_id)
             elif isinstance(action, legs.RejectKv):
                 core.reject_kv(self, action.slot, action.kv)
             else:
@@ -227,12 +238,16 @@ class Choice:
         worker, pool = (hello.worker_id, hello.pool) if hello is not None else ("", "")
         self.leg = LegRecord(spec.leg_id, spec.kind, worker, pool, spec.hold, self.emitted)
         self.records.append(self.leg)
+        if self.moving_why:
+            self.core.moved(self, "pulled" if spec.kv is not None else "recomputed")
         self.core.start(self, spec)
 
     def _finish(self, reason: int) -> None:
         self.finish = reason
         self.dirty = True
         answer = self.answer
+        if self.moving_why:
+            self.core.moved(self, "ended_first")
         self.core.figures.choice_finished(self)
         answer.open_choices -= 1
         if not answer.open_choices:
@@ -288,7 +303,7 @@ class Choice:
         first = next((r for r in self.records if r.started), None)
         last = self.records[-1] if self.records else None
         cached = min(first.cached, self.prompt_len) if first is not None else 0
-        moved = sum(r.transferred for r in self.records if r is last or r.started)
+        moved = sum(r.transferred for r in self.records if r.kind == "decode" and (r is last or r.started))
         transferred = min(moved, self.prompt_len - cached)
         return Usage(
             prompt_tokens=self.prompt_len,

@@ -62,6 +62,9 @@ class RouterConfig(Frozen):
     forget_after_s: float = Field(
         default=5.0, gt=0, description="seconds after its last report at which a lost worker is forgotten"
     )
+    lost_after_s: float = Field(
+        default=3.0, gt=0, description="seconds of silence after which a worker's running legs go on elsewhere"
+    )
     lease_margin_s: float = Field(default=2.0, ge=0, description="KV is not pulled within this many seconds of its lease's end")
     stall_s: float = Field(default=60.0, gt=0, description="a client that takes nothing for so long is cancelled")
     grace_s: float = Field(default=30.0, ge=0, description="seconds that open streams get on SIGTERM")
@@ -82,6 +85,8 @@ class RouterConfig(Frozen):
             raise ValueError(f"classes: names must differ, got {names}")
         if self.default_class and self.default_class not in names:
             raise ValueError(f"default_class: {self.default_class!r} is none of {names}")
+        if self.lost_after_s < self.stale_after_s:
+            raise ValueError(f"lost_after_s: {self.lost_after_s} must be at least stale_after_s, {self.stale_after_s}")
         if self.forget_after_s < self.stale_after_s:
             raise ValueError(f"forget_after_s: {self.forget_after_s} must be at least stale_after_s, {self.stale_after_s}")
         return self

@@ -27,6 +27,7 @@ from .figures import Figures
 from .hold import Held
 from .log import RequestLog, event
 from .metrics import RouterMetrics
+from .moves import Moves
 from .request import Request, check_against_model, sampling_of_choice
 from .text.chunks import Encoded
 
@@ -57,6 +58,7 @@ class Dispatcher:
         self.last_leg_id = 0
         self.open_answers: set[Answer] = set()
         self.held = Held(self)
+        self.moves = Moves(self)
         self.figures = Figures(config, metrics, request_log or RequestLog(enabled=False))
         self.started_at = self.now()
         self.draining = False
@@ -176,15 +178,26 @@ class Dispatcher:
     # What a choice's machine asks for.
 
     def pick(self, choice: Choice, action: legs.Pick) -> None:
-        if action.spends:
-            self.budget = self.budget.spent()
         if action.why != "new":
-            self.metrics.failovers.child(action.why).value += 1
+            if action.why != "handoff":
+                self.metrics.failovers.child(action.why).value += 1
+            if choice.chain.emitted:
+                choice.held_until = self.now() + self.config.hold_s
         choice.exclude = action.exclude
-        self.place(choice)
+        choice.owes = action.spends
+        if action.delay_s:
+            asyncio.get_running_loop().call_later(_spread(action.delay_s, self.last_leg_id), self._place_later, choice)
+        else:
+            self.place(choice)
+
+    def _place_later(self, choice: Choice) -> None:
+        if choice.chain.phase == "placing" and not choice.answer.over:
+            self.place(choice)
 
     def place(self, choice: Choice) -> None:
         """Match, predict, book and start in one step; where nobody can run it, it waits."""
+        if choice.owes and not self._pay(choice):
+            return
         began = time.perf_counter()
         chain, model, figures = choice.chain, choice.model, self.figures.classes[choice.answer.service_class]
         matched = self.fleet.index.match(choice.keys) if len(choice.keys) else {}
@@ -195,7 +208,7 @@ class Dispatcher:
             ttft_slo_s=figures.service_class.ttft_s,
             tpot_slo_s=figures.service_class.tpot_s,
             exclude=choice.exclude,
-            prefer=self.config.topology_mode,
+            prefer="colocated" if chain.emitted else self.config.topology_mode,
         )
         now = self.now()
         decision = place(request, self.fleet.candidates(model.digest, now), self.fleet.ledger, now)
@@ -204,6 +217,16 @@ class Dispatcher:
             choice.step(legs.Placed(decision))
         elif not self.held.hold(choice):
             choice.step(legs.Unplaced("no_worker", decision.explain()))
+
+    def _pay(self, choice: Choice) -> bool:
+        """Takes one from the retry budget. A begun stream waits for it; the machine has failed others already."""
+        if self.budget.allows():
+            self.budget = self.budget.spent()
+            choice.owes = False
+            return True
+        if not self.held.hold(choice):
+            choice.step(legs.Unplaced("retries_exhausted", "too many requests are being tried again"))
+        return False
 
     def start(self, choice: Choice, spec: legs.LegSpec) -> None:
         self.last_leg_id = spec.leg_id
@@ -234,6 +257,19 @@ class Dispatcher:
         link = self.links.get(slot)
         if link is not None:
             link.abort(leg_id)
+
+    def hand_off(self, slot: int, leg_id: int) -> None:
+        link = self.links.get(slot)
+        if link is not None:
+            link.hand_off(leg_id)
+
+    def moved(self, choice: Choice, outcome: str) -> None:
+        self.metrics.handoffs.child(choice.moving_why, outcome).value += 1
+        choice.moving_why = ""
+
+    def worker_failed(self, slot: int, reason: str) -> None:
+        if self.fleet.failed(slot, self.now()):
+            event(log, "worker ejected", logging.WARNING, worker=self.worker_name(slot), reason=reason[:300])
 
     def reject_kv(self, choice: Choice, slot: int, kv: legs.KvRef) -> None:
         link, source = self.links.get(slot), kv.source
@@ -289,6 +325,16 @@ class Dispatcher:
                 if placed is not None and member.slot in (placed.slot, placed.prefill_slot):
                     choice.step(legs.WorkerLost(member.slot))
 
+    def link_broken(self, member: Member, reason: str) -> None:
+        """Its own legs have heard; those that pull from it need not wait for the pull's timeout."""
+        if not member.gone and not member.draining:
+            self.worker_failed(member.slot, reason)
+        for answer in list(self.open_answers):
+            for choice in answer.choices:
+                leg = choice.chain.leg
+                if leg is not None and leg.slot != member.slot and leg.kv is not None and leg.kv.slot == member.slot:
+                    choice.step(legs.WorkerLost(member.slot))
+
     def first_token(self, choice: Choice) -> None:
         choice.first_at = self.now()
         self.figures.first_token(choice, choice.first_at - choice.answer.received_at)
@@ -325,6 +371,11 @@ class Dispatcher:
             except Exception:
                 log.exception("delivery failed", extra={"fields": {"request_id": answer.request_id}})
                 answer.fail(Internal(answer.request_id))
+
+
+def _spread(delay_s: float, seed: int) -> float:
+    """Between 0.75 and 1.25 of the delay: what failed together does not come back together."""
+    return delay_s * (0.75 + (seed * 2654435761 % 2**32) / 2**33)
 
 
 class Opened:

@@ -36,6 +36,7 @@ from .wire.server import Server
 log = logging.getLogger("penstock.router")
 FLEET = "penstock.v1.Fleet"
 SWEEP_S = 0.25
+STALL_S = 0.5
 
 
 class Router:
@@ -52,6 +53,7 @@ class Router:
         self.dispatcher = Dispatcher(config, self.fleet, self.models, self.metrics, request_log=self.request_log)
         self.fleet.on_gone = self._gone
         self.fleet.on_change = self._changed
+        self.fleet.on_draining = self.dispatcher.moves.draining
         self.join = JoinFront(
             self.fleet,
             config.router_id,
@@ -110,7 +112,8 @@ class Router:
 
     def _joined(self, member: Member) -> None:
         if member.slot not in self.dispatcher.links:
-            link = Attachment(member, self.fleet, self.config.router_id, self.models.prepare)
+            broken = self.dispatcher.link_broken
+            link = Attachment(member, self.fleet, self.config.router_id, self.models.prepare, broken)
             self.dispatcher.links[member.slot] = link
             self._attachments.add(link)
 
@@ -129,10 +132,20 @@ class Router:
         self._attachments.discard(link)
 
     async def _sweep(self) -> None:
+        last = time.monotonic()
         while True:
             await asyncio.sleep(SWEEP_S)
-            for member in self.fleet.sweep(time.monotonic()):
+            now = time.monotonic()
+            late, last = now - last > SWEEP_S + STALL_S, now
+            if late:
+                # It was this process that stood still: reports that came meanwhile are read before anybody is judged.
+                event(log, "the router itself stood still", logging.WARNING)
+                continue
+            for link in list(self.dispatcher.links.values()):
+                link.silent(now, self.config.lost_after_s)
+            for member in self.fleet.sweep(now):
                 event(log, "worker forgotten", logging.WARNING, worker=member.name)
+            self.dispatcher.moves.tick(now)
 
 
 def _load_text(files: Mapping[str, bytes], member: Member) -> Text:

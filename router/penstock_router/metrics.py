@@ -111,6 +111,9 @@ class RouterMetrics(Collector):
         )
         self.legs = CounterFamily("penstock_router_legs", "Legs by how they ended.", ("kind", "outcome"))
         self.failovers = CounterFamily("penstock_router_failovers", "Requests moved to another worker.", ("reason",))
+        self.handoffs = CounterFamily(
+            "penstock_router_handoffs", "Running legs told to move, by what became of it.", ("reason", "outcome")
+        )
         self.dropped = CounterFamily("penstock_router_dropped", "Requests that got no answer.", ("reason",))
         self.tenant_tokens = CounterFamily("penstock_router_tenant_service_tokens", "Tokens served by tenant.", ("tenant",))
         self.kv_gaps = CounterFamily("penstock_router_kv_gaps", "Snapshots asked for because a worker's sequence had a gap.")

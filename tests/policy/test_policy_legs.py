@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 from penstock_policy.legs.budget import FLOOR, RATIO, RetryBudget
 from penstock_policy.legs.machine import (
     MAX_ATTEMPTS,
+    MAX_ATTEMPTS_BEGUN,
     Abort,
     ClientGone,
     Fail,
     Finish,
     Finished,
+    HandOff,
     KvRef,
     LegEnded,
     LegFailed,
+    Move,
     Pick,
     Placed,
     RejectKv,
@@ -109,45 +112,112 @@ def test_a_failed_transfer_is_computed_on_the_same_worker():
     assert steps[3][0] == RejectKv(1, kv) and chain.attempts == 1
 
 
-def test_a_decode_worker_that_dies_during_prefill_is_replaced_by_the_prefill_worker():
+def test_a_decode_worker_that_dies_or_drains_during_prefill_is_replaced_and_the_kv_goes_along():
+    for event in (WorkerLost(2), WorkerDraining(2)):
+        kv = KvRef(1, 20, LEASE)
+        events = [Placed(placement(2, 1)), event, (100, 1), LegEnded(100, Finish.LEG_END, kv)]
+        _, steps = run(events)
+        assert steps[2] == ()
+        assert steps[3] == (Release(10), Release(11), Pick(frozenset({2}), "decode_worker_gone", spends=False))
+        _, steps = run([*events, Placed(placement(3, hold=12))])
+        assert (started(steps[4]).kind, started(steps[4]).slot, started(steps[4]).kv) == ("handoff", 3, kv)
+        _, steps = run([*events, Placed(placement(1, hold=12))])
+        assert started(steps[4]).kv is None and RejectKv(1, kv) in steps[4]
+
+
+def test_a_stream_whose_worker_is_lost_or_fails_goes_on_elsewhere_from_what_was_emitted():
+    for event, why, spends in ((WorkerLost(2), "worker_lost", False), (LegFailed(100, "worker"), "worker_failed", True)):
+        events = [Placed(placement(2)), (100, 7), event]
+        chain, steps = run(events)
+        assert steps[2] == (Release(10), Pick(frozenset({2}), why, spends))
+        assert chain.emitted == 7 and not chain.accepts(100)
+        chain, steps = run([*events, Placed(placement(3, hold=12))])
+        leg = started(steps[3])
+        assert (leg.kind, leg.slot, leg.kv, leg.hold) == ("resume", 3, None, 12)
+        assert chain.leg.emitted_before == 7 and not chain.accepts(100) and chain.accepts(leg.leg_id)
+
+
+def test_a_pull_from_a_worker_that_dies_is_computed_instead_at_once():
     kv = KvRef(1, 20, LEASE)
-    _, steps = run([Placed(placement(2, 1)), WorkerLost(2), (100, 1), LegEnded(100, Finish.LEG_END, kv)])
-    assert steps[2] == ()
+    _, steps = run([Placed(placement(2, 1)), (100, 1), LegEnded(100, Finish.LEG_END, kv), WorkerLost(1)])
+    assert steps[3][0] == Abort(2, 101)
     leg = started(steps[3])
-    assert (leg.kind, leg.slot, leg.kv) == ("decode", 1, None) and RejectKv(1, kv) in steps[3]
+    assert (leg.leg_id, leg.slot, leg.kind, leg.kv, leg.hold) == (102, 2, "decode", None, 10)
 
 
-def test_a_decode_leg_that_produced_nothing_goes_home_to_the_prefill_worker_once():
-    events = [Placed(placement(2, 1)), (100, 1), LegEnded(100, Finish.LEG_END), LegFailed(101, "refused")]
+def test_a_stream_is_given_up_only_after_many_placements_without_a_token():
+    events, leg_id = [Placed(placement(2)), (100, 1), WorkerLost(2)], 102
+    for tries in range(MAX_ATTEMPTS_BEGUN):
+        chain, steps = run([*events, Placed(placement(3, hold=20 + tries))])
+        assert chain.phase == "running"
+        events += [Placed(placement(3, hold=20 + tries)), LegFailed(leg_id, "worker")]
+        leg_id += 2
     _, steps = run(events)
-    assert started(steps[3]).slot == 1
-    _, steps = run([*events, LegFailed(102, "refused", "draining")])
-    assert [a for a in steps[4] if isinstance(a, Fail)] == [Fail("aborted", "refused", "draining")]
+    assert [a.status for a in steps[-1] if isinstance(a, Fail)] == ["aborted"]
+    delays = [a.delay_s for actions in steps for a in actions if isinstance(a, Pick)]
+    assert delays[:5] == [0, 0, 0, 0.05, 0.1] and max(delays) <= 1
 
 
-def test_a_decode_leg_does_not_go_home_to_a_dead_worker():
-    events = [Placed(placement(2, 1)), (100, 1), LegEnded(100, Finish.LEG_END), WorkerLost(1), LegFailed(101, "worker")]
+def test_a_leg_that_moves_ends_with_its_kv_and_goes_on_at_the_booked_worker():
+    kv = KvRef(2, 25, LEASE)
+    events = [Placed(placement(2)), (100, 5), Move(placement(3, hold=12))]
+    chain, steps = run(events)
+    assert steps[2] == (HandOff(2, 100),) and chain.holds == {10, 12}
+    chain, steps = run([*events, (100, 1), LegEnded(100, Finish.LEG_END, kv)])
+    leg = started(steps[3])
+    assert (leg.kind, leg.slot, leg.kv, leg.hold) == ("handoff", 3, kv, 12) and steps[3][0] == Release(10)
+    assert chain.emitted == 6 and chain.holds == {12}
+
+
+def test_a_leg_that_ends_before_it_moves_is_finished_and_its_target_released():
+    kv = KvRef(2, 25, LEASE)
+    events = [Placed(placement(2)), (100, 5), Move(placement(3, hold=12)), LegEnded(100, Finish.STOP, kv)]
     _, steps = run(events)
-    assert [a.status for a in steps[4] if isinstance(a, Fail)] == ["aborted"]
+    assert steps[3] == (RejectKv(2, kv), Finished(Finish.STOP), Release(10), Release(12))
+
+
+def test_a_worker_that_dies_while_its_leg_moves_is_continued_at_the_target_by_computing():
+    _, steps = run([Placed(placement(2)), (100, 5), Move(placement(3, hold=12)), WorkerLost(2)])
+    leg = started(steps[3])
+    assert (leg.kind, leg.slot, leg.kv, leg.hold) == ("resume", 3, None, 12) and Release(10) in steps[3]
+
+
+def test_a_target_that_dies_is_replaced_when_the_leg_ends():
+    kv = KvRef(2, 25, LEASE)
+    events = [Placed(placement(2)), (100, 5), Move(placement(3, hold=12)), WorkerLost(3)]
+    _, steps = run(events)
+    assert steps[3] == (Release(12),)
+    _, steps = run([*events, LegEnded(100, Finish.LEG_END, kv), Placed(placement(4, hold=13))])
+    assert steps[4][-1] == Pick(frozenset({2}), "handoff", spends=False)
+    assert (started(steps[5]).slot, started(steps[5]).kv) == (4, kv)
+
+
+def test_a_second_move_and_one_of_a_prefill_are_refused():
+    _, steps = run([Placed(placement(2)), (100, 5), Move(placement(3, hold=12)), Move(placement(4, hold=13))])
+    assert steps[3] == (Release(13),)
+    _, steps = run([Placed(placement(2, 1)), Move(placement(3, hold=12))])
+    assert steps[2] == (Release(12),)
+
+
+def test_kv_that_nobody_takes_while_a_leg_is_placed_is_rejected():
+    kv = KvRef(2, 25, LEASE)
+    events = [Placed(placement(2)), (100, 5), LegEnded(100, Finish.LEG_END, kv)]
+    for event in (ClientGone(), Unplaced("none_ready")):
+        _, steps = run([*events, event])
+        assert RejectKv(2, kv) in steps[3]
 
 
 def test_a_worker_lost_before_the_first_token_is_left_without_spending_the_budget():
     _, steps = run([Placed(placement(2)), WorkerLost(2)])
     assert steps[2] == (Release(10), Pick(frozenset({2}), "worker_lost", spends=False))
     _, steps = run([Placed(placement(2)), WorkerLost(2), Placed(placement(3)), WorkerLost(3)])
-    assert steps[4][-1] == Pick(frozenset({2, 3}), "worker_lost", spends=True)
+    assert steps[4][-1] == Pick(frozenset({2, 3}), "worker_lost", spends=True, delay_s=0.05)
 
 
 def test_a_failure_before_the_first_token_ends_unavailable_when_the_budget_is_spent():
     chain, _ = run([Placed(placement(2))])
     _, actions = step(chain, LegFailed(100, "worker", "broken"), 0.0, 101, may_retry=False)
     assert actions == (Fail("unavailable", "retries_exhausted", "worker_failed: broken"), Release(10))
-
-
-def test_a_failure_after_the_first_token_aborts():
-    for event in (WorkerLost(2), LegFailed(100, "worker"), LegEnded(100, Finish.ABORT)):
-        _, steps = run([Placed(placement(2)), (100, 1), event])
-        assert [a.status for a in steps[2] if isinstance(a, Fail)] == ["aborted"]
 
 
 def test_the_callers_fault_is_told_to_the_caller():
@@ -215,7 +285,10 @@ class World:
                     self.rejected.append(kv)
                 case Release(hold):
                     self.released.append(hold)
-                case Pick(exclude, _, spends):
+                case HandOff(slot, leg_id):
+                    assert self.running[leg_id] == slot and leg_id == self.chain.leg.leg_id
+                case Pick(exclude, _, spends, delay_s):
+                    assert 0 <= delay_s <= 1
                     self.placings += 1
                     self.spent += spends
                     assert not self.running and self.chain.phase == "placing"
@@ -304,6 +377,11 @@ class World:
     def drain(self, slot, a, b, flag):
         self.tell(WorkerDraining(WORKERS[a % len(WORKERS)]))
 
+    def move(self, slot, a, b, flag):
+        usable = [w for w in WORKERS if w not in self.lost]
+        if usable:
+            self.tell(Move(placement(usable[a % len(usable)], None, self.new_hold())))
+
     def leave(self, slot, a, b, flag):
         self.tell(ClientGone())
         self.gone = True
@@ -312,7 +390,8 @@ class World:
         self.now += b
 
 
-kinds = ["place"] * 4 + ["tokens"] * 4 + ["end"] * 4 + ["fail", "fail", "lose", "stale", "drain", "wait", "unplaced", "leave"]
+kinds = ["place"] * 4 + ["tokens"] * 4 + ["end"] * 4
+kinds += ["fail", "fail", "lose", "move", "move", "stale", "drain", "wait", "unplaced", "leave"]
 histories = st.lists(
     st.tuples(st.sampled_from(kinds), st.integers(0, 5), st.integers(0, 5), st.booleans()), min_size=4, max_size=24
 )
@@ -324,7 +403,7 @@ def expect_promises_kept(max_tokens, history):
         world.act(kind, a, b, flag)
         assert len(world.ends) <= 1
         assert (world.chain.phase == "done") == bool(world.ends or world.gone)
-        assert world.chain.attempts <= MAX_ATTEMPTS
+        assert world.chain.attempts <= (MAX_ATTEMPTS_BEGUN if world.chain.emitted else MAX_ATTEMPTS + 2)
         open_holds = set(world.holds) - set(world.released)
         assert open_holds == set(world.chain.holds) and len(world.released) == len(set(world.released))
     world.tell(ClientGone())
@@ -346,7 +425,7 @@ def test_every_history_keeps_the_promises(max_tokens, history):
 @pytest.mark.slow
 def test_thousands_of_histories_keep_the_promises_and_go_everywhere():
     rng = random.Random(11)
-    seen = {"finished": 0, "pulled": 0, "recomputed": 0, "retried": 0, "aborted": 0, "unavailable": 0, "home": 0}
+    seen = dict.fromkeys(("finished", "pulled", "recomputed", "retried", "aborted", "unavailable", "resumed", "handed"), 0)
     for _ in range(5000):
         history = [
             (rng.choice(kinds), rng.randrange(6), rng.randrange(6), rng.random() < 0.7) for _ in range(rng.randrange(4, 24))
@@ -360,7 +439,8 @@ def test_thousands_of_histories_keep_the_promises_and_go_everywhere():
         seen["pulled"] += any(leg.kv is not None for leg in decodes)
         seen["recomputed"] += any(leg.kv is None for leg in decodes)
         seen["retried"] += world.placings > 1
-        seen["home"] += any(a.slot != b.slot for a in decodes for b in decodes)
+        seen["resumed"] += any(leg.kind == "resume" for leg in world.legs.values())
+        seen["handed"] += any(leg.kind == "handoff" for leg in world.legs.values())
     assert min(seen.values()) >= 20, seen
 
 

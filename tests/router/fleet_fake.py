@@ -94,6 +94,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
         self.legs: list[worker_pb2.StartLeg] = []
         self.aborted: list[int] = []
         self.rejected: list[worker_pb2.KvSource] = []
+        self.handing: list[int] = []  # legs that were told to hand off
         self.streams: list[FakeStream] = []
         self.model_calls = 0
         self.server: grpc.aio.Server | None = None
@@ -141,6 +142,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
                 max_running=64, max_batched_tokens=2048, kv_blocks=1000, block_size=BLOCK, max_model_len=1000, vocab_size=70_000
             ),
             hash=fleet_pb2.HashSettings(algorithm="sha256_cbor", root=b"\0" * 32),
+            capabilities=self.hello.get("capabilities", ["resume", "hand_off"]),
             **{k: v for k, v in self.hello.items() if k in ("pool", "role", "incarnation", "kv_compat", "dp_rank")},
         )
 
@@ -148,6 +150,9 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
         data = array("Q", keys).tobytes()
         snapshot = fleet_pb2.KvSnapshot(next_seq=next_seq, chunk=chunk, last=last, hashes=data)
         self.reports.put_nowait(fleet_pb2.WorkerReport(snapshot=snapshot))
+
+    def drains(self, reason: str = "scale-down") -> None:
+        self.reports.put_nowait(fleet_pb2.WorkerReport(draining=fleet_pb2.Draining(reason=reason)))
 
     def delta(self, seq: int, kind: int, keys: Iterable[int] = ()) -> None:
         op = fleet_pb2.KvOp(kind=kind, hashes=array("Q", keys).tobytes())  # type: ignore[arg-type]
@@ -205,6 +210,8 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
                     self._tasks.add(asyncio.ensure_future(made))
             elif kind == "abort":
                 self.aborted.append(command.abort.leg_id)
+            elif kind == "hand_off":
+                self.handing.append(command.hand_off.leg_id)
             elif kind == "reject_kv":
                 self.rejected.append(command.reject_kv.kv)
 
@@ -222,10 +229,10 @@ def context_of(leg: worker_pb2.StartLeg) -> worker_pb2.ContextSource:
     return worker_pb2.ContextSource(transferred_tokens=moved, computed_tokens=length - moved)
 
 
-def kv_of(worker: FakeWorker, leg: worker_pb2.StartLeg, lease_ms: int = 30_000) -> worker_pb2.KvSource:
+def kv_of(worker: FakeWorker, leg: worker_pb2.StartLeg, lease_ms: int = 30_000, made: int = 1) -> worker_pb2.KvSource:
     return worker_pb2.KvSource(
         worker_id=worker.worker_id, incarnation=worker.hello["incarnation"], kv_compat="k",
-        num_tokens=len(leg.token_ids) // 4, lease_ms=lease_ms, params=b"{}",
+        num_tokens=len(leg.token_ids) // 4 + made - 1, lease_ms=lease_ms, params=b"{}",
     )  # fmt: skip
 
 
@@ -246,9 +253,9 @@ def answering(pause_s: float = 0.0, lease_ms: int = 30_000) -> Behave:
                 fields["context"], first = context_of(leg), False
             if made >= leg.sampling.max_tokens:
                 fields["finish_reason"] = FinishReason.LENGTH
-            elif leg.max_leg_tokens and step + 1 == leg.max_leg_tokens:
+            elif leg.leg_id in worker.handing or (leg.max_leg_tokens and step + 1 == leg.max_leg_tokens):
                 fields["finish_reason"] = FinishReason.LEG_END
-                fields["kv"] = kv_of(worker, leg, lease_ms)
+                fields["kv"] = kv_of(worker, leg, lease_ms, made - leg.emitted)
             stream.say(output(leg, [next_token(context + step)], **fields))
             if "finish_reason" in fields:
                 return

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 RATIO = 0.2
 FLOOR = 3.0
-MAX_ATTEMPTS = 3  # per request
+MAX_ATTEMPTS = 3  # placements of a request before its first token
+MAX_ATTEMPTS_BEGUN = 8  # placements without a new token, of a stream that the client has a part of
 
 
 @dataclass(frozen=True, slots=True)

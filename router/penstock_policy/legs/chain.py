@@ -73,6 +73,9 @@ class Chain:
     attempts: int = 0  # placements tried
     exclude: frozenset[int] = frozenset()  # workers that failed this request
     lost: frozenset[int] = frozenset()  # workers that died since the placement
+    avoid: frozenset[int] = frozenset()  # workers that drain: nothing new starts there
+    kv: KvRef | None = None  # of the leg that ended, while the next one is being placed
+    moving: Placement | None = None  # booked for the next leg: the running one was told to hand off
 
     def accepts(self, leg_id: int) -> bool:
         """Whether outputs of this leg go to the client."""
@@ -126,12 +129,20 @@ class ClientGone:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDraining:
-    """Reserved: running legs end where they are until hand-off is built."""
+    """Nothing new may start there. What runs there goes on until a Move."""
 
     slot: int
 
 
-Event = Placed | Unplaced | LegEnded | LegFailed | WorkerLost | ClientGone | WorkerDraining
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Hand the running leg off to this worker, which is booked. Where that makes no sense (the leg has ended, is a
+    prefill or moves already) the booking is released."""
+
+    placement: Placement
+
+
+Event = Placed | Unplaced | LegEnded | LegFailed | WorkerLost | ClientGone | WorkerDraining | Move
 
 # -- actions, to be done in order
 
@@ -143,6 +154,7 @@ class Pick:
     exclude: frozenset[int]
     why: str
     spends: bool  # take one from the retry budget
+    delay_s: float = 0.0  # not before so long from now
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +164,14 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
+    slot: int
+    leg_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandOff:
+    """End this running leg at its next token, its KV held."""
+
     slot: int
     leg_id: int
 
@@ -184,4 +204,4 @@ class Fail:
     field: str = ""
 
 
-Action = Pick | Start | Abort | RejectKv | Release | Finished | Fail
+Action = Pick | Start | Abort | HandOff | RejectKv | Release | Finished | Fail

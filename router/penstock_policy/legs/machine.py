@@ -10,7 +10,9 @@ Promises, each a property test:
 3. KV is passed to at most one leg, never later than its lease less the margin, and is rejected where no leg that
    produced output took it.
 4. Every hold is released exactly once.
-5. No more than MAX_ATTEMPTS placements; a retry that is not a first move off a lost worker spends the budget.
+5. Placements without a new token are bounded: MAX_ATTEMPTS before the first token, MAX_ATTEMPTS_BEGUN after it. One that
+   is not a first move off a lost worker spends the budget, and comes after a delay that doubles.
+6. A leg goes on exactly from what the client has: outputs of any leg but the latest are dropped by its id.
 
 `leg_id` is the id that a Start in this step takes: larger than any the edge used before. At most one leg starts per
 step. Reasons of Fail: no_worker, worker_failed, worker_lost, refused, retries_exhausted, caller.
@@ -19,7 +21,7 @@ step. Reasons of Fail: no_worker, worker_failed, worker_lost, refused, retries_e
 from collections.abc import Iterable
 from dataclasses import replace
 
-from penstock_policy.legs.budget import MAX_ATTEMPTS, RetryBudget
+from penstock_policy.legs.budget import MAX_ATTEMPTS, MAX_ATTEMPTS_BEGUN, RetryBudget
 from penstock_policy.legs.chain import (
     LEASE_MARGIN_S,
     Abort,
@@ -31,12 +33,14 @@ from penstock_policy.legs.chain import (
     Fault,
     Finish,
     Finished,
+    HandOff,
     KvRef,
     LegEnded,
     LegFailed,
     LegKind,
     LegRef,
     LegSpec,
+    Move,
     Pick,
     Placed,
     RejectKv,
@@ -52,6 +56,7 @@ from penstock_policy.pick.decision import Placement
 __all__ = [
     "LEASE_MARGIN_S",
     "MAX_ATTEMPTS",
+    "MAX_ATTEMPTS_BEGUN",
     "Abort",
     "Action",
     "Chain",
@@ -61,12 +66,14 @@ __all__ = [
     "Fault",
     "Finish",
     "Finished",
+    "HandOff",
     "KvRef",
     "LegEnded",
     "LegFailed",
     "LegKind",
     "LegRef",
     "LegSpec",
+    "Move",
     "Pick",
     "Placed",
     "RejectKv",
@@ -81,6 +88,9 @@ __all__ = [
     "progress",
     "step",
 ]
+
+FIRST_DELAY_S = 0.05
+MAX_DELAY_S = 1.0
 
 Step = tuple[Chain, tuple[Action, ...]]
 
@@ -99,7 +109,7 @@ def progress(chain: Chain, leg_id: int, tokens: int, chars_sent: int) -> Chain:
 def step(chain: Chain, event: Event, now: float, leg_id: int, may_retry: bool = True) -> Step:
     match event:
         case Placed(placement):
-            return _placed(chain, placement, leg_id)
+            return _placed(chain, placement, now, leg_id)
         case LegEnded(ended, finish, kv):
             if not chain.accepts(ended):
                 return chain, _unwanted(chain, kv)
@@ -115,30 +125,50 @@ def step(chain: Chain, event: Event, now: float, leg_id: int, may_retry: bool = 
         case Unplaced(reason, message):
             if chain.phase != "placing":
                 return chain, ()
-            return _fail(chain, (), "unavailable", reason, message)
-        case WorkerDraining():
-            return chain, ()
+            return _fail(chain, (), "aborted" if chain.emitted else "unavailable", reason, message)
+        case WorkerDraining(slot):
+            return (chain, ()) if chain.phase == "done" else (replace(chain, avoid=chain.avoid | {slot}), ())
+        case Move(placement):
+            return _move(chain, placement)
 
 
-def _placed(chain: Chain, placement: Placement, leg_id: int) -> Step:
+def _placed(chain: Chain, placement: Placement, now: float, leg_id: int) -> Step:
     holds = [hold for hold in (placement.prefill_hold, placement.hold) if hold]
     if chain.phase != "placing":
         return chain, tuple(Release(hold) for hold in holds)
+    kv, gone = chain.kv, chain.lost
     chain = replace(
         chain,
         placement=placement,
         holds=frozenset(holds),
         attempts=chain.attempts + 1,
         lost=frozenset(),
+        avoid=frozenset(),
+        kv=None,
     )
     if placement.prefill_slot is None:
-        kind: LegKind = "resume" if chain.emitted else "whole"
-        return _start(chain, (), LegSpec(leg_id, placement.slot, kind, 0, None, placement.hold))
+        return _resume(chain, placement, None if kv is not None and kv.slot in gone else kv, (), now, leg_id)
+    unwanted = () if kv is None or kv.slot in gone else (RejectKv(kv.slot, kv),)
     if chain.max_tokens - chain.emitted <= 1:
         # One token is the prefill itself: there is nothing to decode elsewhere.
         chain, released = _release(chain, [placement.hold])
-        return _start(chain, released, LegSpec(leg_id, placement.prefill_slot, "whole", 0, None, placement.prefill_hold))
-    return _start(chain, (), LegSpec(leg_id, placement.prefill_slot, "prefill", 1, None, placement.prefill_hold))
+        whole = LegSpec(leg_id, placement.prefill_slot, "whole", 0, None, placement.prefill_hold)
+        return _start(chain, unwanted + released, whole)
+    return _start(chain, unwanted, LegSpec(leg_id, placement.prefill_slot, "prefill", 1, None, placement.prefill_hold))
+
+
+def _resume(chain: Chain, placement: Placement, kv: KvRef | None, actions: tuple[Action, ...], now: float, leg_id: int) -> Step:
+    """One leg to the answer's end, on from KV where that may still be pulled."""
+    if kv is not None and not _pulls(chain, kv, placement.slot, now):
+        actions += _unwanted(chain, kv)
+        kv = None
+    kind: LegKind = "handoff" if kv is not None else "resume" if chain.emitted else "whole"
+    return _start(chain, actions, LegSpec(leg_id, placement.slot, kind, 0, kv, placement.hold))
+
+
+def _pulls(chain: Chain, kv: KvRef, slot: int, now: float) -> bool:
+    """Past the lease an engine returns wrong tokens without an error: computing again is exact."""
+    return slot != kv.slot and kv.slot not in chain.lost and now < kv.expires_at - chain.lease_margin_s
 
 
 def _ended(chain: Chain, finish: Finish, kv: KvRef | None, now: float, leg_id: int, may_retry: bool) -> Step:
@@ -146,29 +176,54 @@ def _ended(chain: Chain, finish: Finish, kv: KvRef | None, now: float, leg_id: i
     assert leg is not None
     if finish in (Finish.STOP, Finish.LENGTH):
         return _finish(chain, _unwanted(chain, kv), finish)
-    if finish is not Finish.LEG_END or leg.kind != "prefill":
-        # An engine that ends a leg unasked (a drain's hand-off until that is built, an abort of its own) has failed it.
+    if finish is not Finish.LEG_END:
+        # An engine that ends a leg unasked has failed it.
         chain, actions = _failed(chain, "worker", f"leg ended with {finish.name}", "", leg_id, may_retry)
         return chain, _unwanted(chain, kv) + actions
     if chain.emitted >= chain.max_tokens:
         return _finish(chain, _unwanted(chain, kv), Finish.LENGTH)
-    return _decode(chain, kv, now, leg_id)
+    if leg.kind == "prefill":
+        return _decode(chain, kv, now, leg_id)
+    return _handed_off(chain, kv, now, leg_id)
 
 
 def _decode(chain: Chain, kv: KvRef | None, now: float, leg_id: int) -> Step:
-    """The prefill is done: go on at the decode worker, or where the prompt's blocks are if that one died meanwhile."""
+    """The prefill is done: go on at the decode worker, or wherever else if that one died or drains meanwhile."""
     leg, placement = chain.leg, chain.placement
     assert leg is not None and placement is not None
+    if placement.slot in chain.lost | chain.avoid:
+        return _replace(chain, (), kv, chain.exclude | {placement.slot}, "decode_worker_gone")
     actions: tuple[Action, ...] = ()
-    slot = placement.slot
-    if slot in chain.lost:
-        slot = leg.slot
-    if kv is not None and (slot == leg.slot or now >= kv.expires_at - chain.lease_margin_s):
-        # Past the lease an engine returns wrong tokens without an error: computing again is exact.
+    if kv is not None and not _pulls(chain, kv, placement.slot, now):
         actions = _unwanted(chain, kv)
         kv = None
     chain, released = _release(chain, [placement.prefill_hold])
-    return _start(chain, actions + released, LegSpec(leg_id, slot, "decode", 0, kv, placement.hold))
+    return _start(chain, actions + released, LegSpec(leg_id, placement.slot, "decode", 0, kv, placement.hold))
+
+
+def _move(chain: Chain, placement: Placement) -> Step:
+    leg = chain.leg
+    if leg is None or leg.kind == "prefill" or chain.moving is not None or placement.slot in chain.lost | {leg.slot}:
+        return chain, tuple(Release(hold) for hold in (placement.prefill_hold, placement.hold) if hold)
+    moved = replace(chain, moving=placement, holds=chain.holds | {placement.hold})
+    return moved, (HandOff(leg.slot, leg.leg_id),)
+
+
+def _handed_off(chain: Chain, kv: KvRef | None, now: float, leg_id: int) -> Step:
+    """The leg ended with its KV held, asked or (a worker that must go) unasked."""
+    leg, target = chain.leg, chain.moving
+    assert leg is not None
+    untaken = _unwanted(chain, leg.kv) if chain.emitted == leg.emitted_before else ()
+    if chain.emitted > leg.emitted_before:
+        chain = replace(chain, attempts=0, exclude=frozenset())
+    if target is None or target.slot in chain.lost | chain.avoid:
+        if chain.attempts >= MAX_ATTEMPTS_BEGUN:
+            status: Status = "aborted" if chain.emitted else "unavailable"
+            return _fail(chain, untaken + _unwanted(chain, kv), status, "retries_exhausted", "legs end without a token")
+        return _replace(chain, untaken, kv, chain.exclude | {leg.slot}, "handoff")
+    chain, released = _release(chain, sorted(chain.holds - {target.hold}))
+    chain = replace(chain, placement=target, moving=None, attempts=chain.attempts + 1)
+    return _resume(chain, target, kv, untaken + released, now, leg_id)
 
 
 def _failed(chain: Chain, fault: Fault, message: str, field: str, leg_id: int, may_retry: bool) -> Step:
@@ -183,59 +238,65 @@ def _failed(chain: Chain, fault: Fault, message: str, field: str, leg_id: int, m
         # The same worker computes it: exact, because a leg goes on from the emitted count.
         return _start(chain, untaken, LegSpec(leg_id, leg.slot, leg.kind, 0, None, leg.hold))
     reason = "refused" if fault == "refused" else "worker_failed"
-    return _elsewhere(chain, untaken, leg.slot, reason, message, leg_id, may_retry, spends=True)
+    # A worker that drains says so to a leg already on its way: no sign of trouble the first time.
+    spends = fault != "refused" or chain.attempts > 1
+    return _elsewhere(chain, untaken, reason, message, leg_id, may_retry, spends)
 
 
 def _lost(chain: Chain, slot: int, leg_id: int, may_retry: bool) -> Step:
     leg = chain.leg
-    if chain.phase != "running" or leg is None:
+    if chain.phase == "done":
         return chain, ()
     chain = replace(chain, lost=chain.lost | {slot})
-    if leg.slot != slot:
+    if leg is None:
         return chain, ()
-    untaken = _unwanted(chain, leg.kv) if chain.emitted == leg.emitted_before else ()
+    dropped: tuple[Action, ...] = ()
+    if chain.moving is not None and chain.moving.slot == slot:
+        chain, dropped = _release(replace(chain, moving=None), [chain.moving.hold])
+    silent = chain.emitted == leg.emitted_before
+    if leg.slot != slot:
+        if leg.kv is None or leg.kv.slot != slot or not silent:
+            return chain, dropped
+        # A pull from a dead peer ends only by its timeout: the same worker computes it instead, or the one it moves to.
+        dropped += (Abort(leg.slot, leg.leg_id),)
+        if chain.moving is not None:
+            return _elsewhere(chain, dropped, "worker_lost", "its KV is gone", leg_id, may_retry, spends=False)
+        return _start(chain, dropped, LegSpec(leg_id, leg.slot, leg.kind, 0, None, leg.hold))
+    untaken = _unwanted(chain, leg.kv) if silent else ()
     # A death moves all of its legs at once, and once: the budget bounds what comes after.
-    spends = chain.attempts > 1
-    return _elsewhere(chain, untaken, slot, "worker_lost", "the worker is gone", leg_id, may_retry, spends)
+    spends = silent and chain.attempts > 1
+    return _elsewhere(chain, dropped + untaken, "worker_lost", "the worker is gone", leg_id, may_retry, spends)
 
 
 def _elsewhere(
-    chain: Chain,
-    actions: tuple[Action, ...],
-    slot: int,
-    reason: str,
-    message: str,
-    leg_id: int,
-    may_retry: bool,
-    spends: bool,
+    chain: Chain, actions: tuple[Action, ...], reason: str, message: str, leg_id: int, may_retry: bool, spends: bool
 ) -> Step:
-    """A worker could not run its leg: another may, while the client has nothing that a new answer could contradict."""
-    chain = replace(chain, exclude=chain.exclude | {slot})
-    if chain.emitted:
-        return _go_on(chain, actions, reason, message, leg_id)
-    if chain.attempts >= MAX_ATTEMPTS or (spends and not may_retry):
-        return _fail(chain, actions, "unavailable", "retries_exhausted", f"{reason}: {message}")
+    """A worker could not run its leg: another goes on from what the client has."""
+    leg = chain.leg
+    assert leg is not None
+    if chain.emitted > leg.emitted_before:
+        chain = replace(chain, attempts=0, exclude=frozenset())  # what failed before it is history
+    chain = replace(chain, exclude=chain.exclude | {leg.slot})
+    target = chain.moving
+    if target is not None and target.slot not in chain.lost | chain.avoid:
+        chain, released = _release(chain, sorted(chain.holds - {target.hold}))
+        chain = replace(chain, placement=target, moving=None, attempts=chain.attempts + 1)
+        return _resume(chain, target, None, actions + released, 0.0, leg_id)
+    most = MAX_ATTEMPTS_BEGUN if chain.emitted else MAX_ATTEMPTS
+    if chain.attempts >= most or (spends and not may_retry and not chain.emitted):
+        status: Status = "aborted" if chain.emitted else "unavailable"
+        return _fail(chain, actions, status, "retries_exhausted", f"{reason}: {message}")
+    return _replace(chain, actions, None, chain.exclude, reason, spends)
+
+
+def _replace(
+    chain: Chain, actions: tuple[Action, ...], kv: KvRef | None, exclude: frozenset[int], why: str, spends: bool = False
+) -> Step:
+    """Give the placement back and ask for another."""
+    delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** (chain.attempts - 2)) if chain.attempts > 1 and kv is None else 0.0
     released = tuple(Release(hold) for hold in sorted(chain.holds))
-    chain = replace(chain, phase="placing", leg=None, placement=None, holds=frozenset())
-    return chain, (*actions, *released, Pick(chain.exclude, reason, spends))
-
-
-def _go_on(chain: Chain, actions: tuple[Action, ...], reason: str, message: str, leg_id: int) -> Step:
-    """A begun stream lost its worker. The one place to change for failover of begun streams.
-
-    A decode leg that produced nothing can run on the worker that prefilled: its cache has the prompt.
-    """
-    leg, placement = chain.leg, chain.placement
-    assert leg is not None and placement is not None
-    home = placement.prefill_slot
-    if (
-        leg.kind == "decode"
-        and chain.emitted == leg.emitted_before
-        and home is not None
-        and home not in chain.exclude | chain.lost
-    ):
-        return _start(chain, actions, LegSpec(leg_id, home, "decode", 0, None, leg.hold))
-    return _fail(chain, actions, "aborted", reason, message)
+    chain = replace(chain, phase="placing", leg=None, placement=None, moving=None, holds=frozenset(), exclude=exclude, kv=kv)
+    return chain, (*actions, *released, Pick(exclude, why, spends, delay_s))
 
 
 def _gone(chain: Chain) -> Step:
@@ -265,8 +326,9 @@ def _release(chain: Chain, holds: Iterable[int]) -> tuple[Chain, tuple[Action, .
 
 
 def _end(chain: Chain, actions: tuple[Action, ...]) -> Step:
+    actions += _unwanted(chain, chain.kv)
     released = tuple(Release(hold) for hold in sorted(chain.holds))
-    return replace(chain, phase="done", leg=None, holds=frozenset()), actions + released
+    return replace(chain, phase="done", leg=None, moving=None, kv=None, holds=frozenset()), actions + released
 
 
 def _finish(chain: Chain, actions: tuple[Action, ...], reason: Finish) -> Step:

@@ -38,6 +38,7 @@ class Candidate:
     transfer: TransferCost = TRANSFER_PRIOR
     max_running: int = 256
     max_batched_tokens: int = 2048
+    kv_blocks: int = 1 << 30
 
 
 class Reason(StrEnum):

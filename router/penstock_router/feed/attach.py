@@ -8,15 +8,18 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from penstock_proto.v1.common_pb2 import FinishReason
 from penstock_proto.v1.worker_pb2 import (
     AbortLeg,
     AttachHello,
+    HandOffLeg,
     KvSource,
     LegOutput,
     RejectKv,
@@ -33,6 +36,7 @@ log = logging.getLogger("penstock.feed")
 ATTACH = "/penstock.v1.Worker/Attach"
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
+FINISHES = frozenset(FinishReason.values())
 
 
 START_TAG = bytes((WorkerCommand.DESCRIPTOR.fields_by_name["start"].number << 3 | 2,))
@@ -67,13 +71,20 @@ class Attachment:
     """The link to one member."""
 
     def __init__(
-        self, member: Member, fleet: Fleet, router_id: str, on_connected: Callable[[Member, ClientConnection], Awaitable[None]]
+        self,
+        member: Member,
+        fleet: Fleet,
+        router_id: str,
+        on_connected: Callable[[Member, ClientConnection], Awaitable[None]],
+        on_broken: Callable[[Member, str], None] = lambda member, reason: None,
     ) -> None:
         self.member = member
         self.legs: dict[int, Leg] = {}
+        self.busy_since = 0.0  # when it last got a leg while it had none
         self._fleet = fleet
         self._router_id = router_id
         self._on_connected = on_connected
+        self._on_broken = on_broken
         self._call: ClientCall | None = None
         self._broken: asyncio.Future[str] | None = None
         self._task = asyncio.get_running_loop().create_task(self._keep())
@@ -82,6 +93,8 @@ class Attachment:
 
     def start(self, leg_id: int, command: bytes, leg: Leg) -> None:
         """`command` is `start_command`'s. A leg started on a broken link is lost at the next turn of the loop."""
+        if not self.legs:
+            self.busy_since = time.monotonic()
         self.legs[leg_id] = leg
         self.member.legs = len(self.legs)
         if self._call is None:
@@ -93,6 +106,17 @@ class Attachment:
         """The leg's further outputs are dropped here, whenever the worker hears of it."""
         if self.ended(leg_id) is not None and self._call is not None:
             self._call.send(WorkerCommand(abort=AbortLeg(leg_id=leg_id)).SerializeToString())
+
+    def hand_off(self, leg_id: int) -> None:
+        if leg_id in self.legs and self._call is not None:
+            self._call.send(WorkerCommand(hand_off=HandOffLeg(leg_id=leg_id)).SerializeToString())
+
+    def silent(self, now: float, lost_after_s: float) -> bool:
+        """The worker has said nothing for so long, while legs wait for it. They go on elsewhere."""
+        if not self.legs or self._call is None or now - max(self.member.heard_at, self.busy_since) <= lost_after_s:
+            return False
+        self._break(f"silent for {now - self.member.heard_at:.1f} s")
+        return True
 
     def reject_kv(self, kv: KvSource) -> None:
         if self._call is not None:
@@ -122,6 +146,11 @@ class Attachment:
             leg = legs.get(output.leg_id)
             if leg is None:
                 continue  # superseded or cancelled while this was under way
+            if len(output.token_ids) & 3 or output.finish_reason not in FINISHES:
+                event(log, "worker sent a malformed output", logging.ERROR, worker=self.member.name, leg_id=output.leg_id)
+                self.abort(output.leg_id)
+                leg.lost("malformed output")
+                continue
             if output.finish_reason:
                 self.ended(output.leg_id)
             try:
@@ -144,6 +173,8 @@ class Attachment:
         self.member.legs = 0
         for leg in legs.values():
             leg.lost(reason)
+        if call is not None:
+            self._on_broken(self.member, reason)
         if self._broken is not None and not self._broken.done():
             self._broken.set_result(reason)
 

@@ -13,6 +13,7 @@ from typing import Final
 from penstock_policy.cache.index import KvIndex
 from penstock_policy.cost.model import PRIOR, TRANSFER_PRIOR, CostObservation, StepCost, TransferCost, pool, settle
 from penstock_policy.health.freshness import classify
+from penstock_policy.health.outliers import Ejection, Record, ejected, failed, share, succeeded
 from penstock_policy.pick.decision import Candidate, Role
 from penstock_policy.pick.ledger import LoadLedger, LoadObservation
 from penstock_proto.v1.fleet_pb2 import CostReport, Hello, KvDelta, KvOp, KvSnapshot, LoadReport
@@ -61,7 +62,14 @@ def hashes(data: bytes) -> "array[int]":
 class Fleet:
     """The view."""
 
-    def __init__(self, *, stale_after_s: float = 1.0, panic_threshold: float = 0.5, forget_after_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        *,
+        stale_after_s: float = 1.0,
+        panic_threshold: float = 0.5,
+        forget_after_s: float = 5.0,
+        ejection: Ejection = Ejection(),  # noqa: B008 - frozen
+    ) -> None:
         self.index = KvIndex()
         self.ledger = LoadLedger()
         self.members: dict[int, Member] = {}
@@ -69,6 +77,9 @@ class Fleet:
         self.fresh: frozenset[int] = frozenset()
         self.on_gone: Callable[[Member], None] = lambda member: None
         self.on_change: Callable[[], None] = lambda: None
+        self.on_draining: Callable[[Member], None] = lambda member: None
+        self.ejection = ejection
+        self._health: dict[int, Record] = {}  # by slot, of those that have failed
         self._stale_after_s = stale_after_s
         self._panic_threshold = panic_threshold
         self._forget_after_s = forget_after_s
@@ -117,6 +128,7 @@ class Fleet:
             del self._by_identity[member.identity]
         self.index.drop_worker(member.slot)
         self.ledger.drop(member.slot)
+        self._health.pop(member.slot, None)
         self._dirty()
 
     def sweep(self, now: float) -> list[Member]:
@@ -198,6 +210,31 @@ class Fleet:
     def drain(self, member: Member, reason: str) -> None:
         member.draining = reason or "draining"
         self._dirty()
+        self.on_draining(member)
+
+    # Health.
+
+    def failed(self, slot: int, now: float) -> bool:
+        """A worker lost its link, or a leg by its own fault. True: it is ejected from now on."""
+        if slot not in self.members:
+            return False
+        before = self._health.get(slot, Record())
+        after = failed(before, len(ejected(self._health, now)), len(self.members), now, self.ejection)
+        self._health[slot] = after
+        if after.until == before.until:
+            return False
+        self._dirty()
+        return True
+
+    def succeeded(self, slot: int, now: float) -> None:
+        record = self._health.get(slot)
+        if record is None:
+            return
+        record = succeeded(record, now, self.ejection)
+        if record.failures or record.ejections:
+            self._health[slot] = record
+        else:
+            del self._health[slot]
 
     def attached(self, member: Member, yes: bool) -> None:
         member.attached = yes
@@ -214,6 +251,9 @@ class Fleet:
         if now - self._built_at > REFRESH_S:
             self._build(now)
         return self._candidates.get(digest, ())
+
+    def digests(self) -> tuple[str, ...]:
+        return tuple(self._candidates)
 
     def _dirty(self) -> None:
         self._built_at = float("-inf")
@@ -234,15 +274,17 @@ class Fleet:
             if not member.attached or not member.has_text:
                 continue
             step, transfer = settle(member.cost, pooled.get(member.hello.shape, (PRIOR, TRANSFER_PRIOR)))
-            out.setdefault(member.hello.model_digest, []).append(self._candidate(member, step, transfer))
+            part = share(self._health[member.slot], now, self.ejection) if member.slot in self._health else 1.0
+            out.setdefault(member.hello.model_digest, []).append(self._candidate(member, step, transfer, part))
         self._candidates = {digest: tuple(members) for digest, members in out.items()}
 
-    def _candidate(self, member: Member, step: StepCost, transfer: TransferCost) -> Candidate:
+    def _candidate(self, member: Member, step: StepCost, transfer: TransferCost, part: float) -> Candidate:
+        """`part`: of its sequences, what its health allows; 0 is ejected."""
         hello = member.hello
         return Candidate(
             slot=member.slot,
             role=ROLES.get(hello.role, "both"),
-            fresh=member.slot in self.fresh,
+            fresh=member.slot in self.fresh and part > 0.0,
             draining=bool(member.draining),
             block_size=hello.capacity.block_size,
             kv_compat=hello.kv_compat,
@@ -250,16 +292,19 @@ class Fleet:
             max_model_len=hello.capacity.max_model_len,
             step=step,
             transfer=transfer,
-            max_running=hello.capacity.max_running or 256,
+            max_running=max(1, int((hello.capacity.max_running or 256) * part)),
             max_batched_tokens=hello.capacity.max_batched_tokens or 2048,
+            kv_blocks=hello.capacity.kv_blocks or 1 << 30,
         )
 
     # What people read.
 
     def state(self, member: Member, now: float) -> str:
-        """ready, stale or draining; stale also while it cannot be sent anything."""
+        """ready, stale, ejected or draining; stale also while it cannot be sent anything."""
         if member.draining:
             return "draining"
+        if member.slot in self._health and now < self._health[member.slot].until:
+            return "ejected"
         ready = member.attached and member.has_text and now - member.heard_at <= self._stale_after_s
         return "ready" if ready else "stale"
 

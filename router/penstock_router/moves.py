@@ -1,0 +1,123 @@
+"""Running legs that leave their worker: because it drains, or because another has room that it lacks.
+
+Promise: a leg is told to hand off only when the worker it goes to is booked; each leg moves to one place at a time; a
+leg that nobody can take stays, and is tried again on every tick while its worker drains.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from penstock_policy.legs import machine as legs
+from penstock_policy.pick.decision import PickRequest, Placement
+from penstock_policy.pick.pick import place
+from penstock_policy.pick.rebalance import Running, propose
+
+from .feed.fleet import Member
+from .log import event
+
+if TYPE_CHECKING:
+    from .choice import Choice
+    from .dispatch import Dispatcher
+
+log = logging.getLogger("penstock.moves")
+HAND_OFF: Final = "hand_off"  # the capability
+SETTLE_S: Final = 2.0  # a leg that was moved to find room stays at least so long
+
+
+class Moves:
+    def __init__(self, core: "Dispatcher") -> None:
+        self._core = core
+        self._moved_at: dict[int, float] = {}  # by slot: when a leg last left it for room
+
+    def draining(self, member: Member) -> None:
+        """At once, and again on each tick for those that found no place."""
+        asked = 0
+        for choice in list(self._choices(member.slot)):
+            choice.step(legs.WorkerDraining(member.slot))
+            asked += self._leave(choice, member)
+        if asked:
+            event(log, "legs leave a draining worker", worker=member.name, legs=asked, reason=member.draining)
+
+    def tick(self, now: float) -> None:
+        for member in list(self._core.fleet.members.values()):
+            if member.draining and member.legs:
+                self.draining(member)
+        self._rebalance(now)
+
+    def _choices(self, slot: int) -> "Iterator[Choice]":
+        for answer in self._core.open_answers:
+            for choice in answer.choices:
+                placed, leg = choice.chain.placement, choice.chain.leg
+                if (leg is not None and leg.slot == slot) or (placed is not None and placed.slot == slot):
+                    yield choice
+
+    def _leave(self, choice: "Choice", member: Member) -> bool:
+        leg = choice.chain.leg
+        if leg is None or leg.slot != member.slot or leg.kind == "prefill" or choice.chain.moving is not None:
+            return False
+        if HAND_OFF not in member.hello.capabilities:
+            return False
+        return self._move(choice, "drain", only=None)
+
+    def _move(self, choice: "Choice", why: str, only: int | None) -> bool:
+        """Book a place and tell the leg. `only`: the slot that it must be."""
+        core, chain = self._core, choice.chain
+        leg = chain.leg
+        assert leg is not None
+        candidates = core.fleet.candidates(choice.model.digest, core.now())
+        own = next((c for c in candidates if c.slot == leg.slot), None)
+        context = choice.prompt_len + choice.emitted
+        # What is pulled need not be computed: to workers that can pull, it is as good as cached.
+        pulled = {c.slot: context // c.block_size for c in candidates if own is not None and c.kv_compat == own.kv_compat}
+        exclude = frozenset({leg.slot}) if only is None else frozenset(c.slot for c in candidates if c.slot != only)
+        figures = core.figures.classes[choice.answer.service_class].service_class
+        request = PickRequest(
+            prompt_tokens=context,
+            max_tokens=chain.max_tokens - choice.emitted,
+            matched=pulled,
+            ttft_slo_s=figures.ttft_s,
+            tpot_slo_s=figures.tpot_s,
+            exclude=exclude,
+            prefer="colocated",
+        )
+        decision = place(request, candidates, core.fleet.ledger, core.now())
+        if not isinstance(decision, Placement):
+            return False
+        choice.moving_why = why
+        choice.step(legs.Move(decision))
+        return True
+
+    def _rebalance(self, now: float) -> None:
+        core = self._core
+        for digest in core.fleet.digests():
+            by_key: dict[int, Choice] = {}
+
+            def running(slot: int, found: "dict[int, Choice]" = by_key) -> list[Running]:
+                found.clear()
+                if now - self._moved_at.get(slot, float("-inf")) < SETTLE_S:
+                    return []
+                out = []
+                for choice in self._choices(slot):
+                    leg = choice.chain.leg
+                    if leg is None or leg.slot != slot or leg.kind == "prefill" or choice.chain.moving or not choice.emitted:
+                        continue
+                    found[leg.leg_id] = choice
+                    figures = core.figures.classes[choice.answer.service_class]
+                    left = choice.chain.max_tokens - choice.emitted
+                    priority = figures.service_class.priority
+                    out.append(Running(leg.leg_id, choice.prompt_len + choice.emitted, left, priority))
+                return out
+
+            proposal = propose(core.fleet.candidates(digest, now), core.fleet.ledger, running)
+            if proposal is None:
+                continue
+            choice = by_key[proposal.key]
+            if self._move(choice, f"rebalance_{proposal.reason}", only=proposal.target):
+                self._moved_at = {slot: at for slot, at in self._moved_at.items() if now - at < SETTLE_S}
+                self._moved_at[proposal.source] = now
+                event(
+                    log, "leg moves to find room", request_id=choice.answer.request_id, reason=proposal.reason,
+                    source=core.worker_name(proposal.source), target=core.worker_name(proposal.target),
+                    saved_s=round(proposal.saved_s, 4), lost_s=round(proposal.lost_s, 4),
+                )  # fmt: skip
