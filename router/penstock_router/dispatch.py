@@ -13,7 +13,7 @@ from typing import Final
 from penstock_policy.legs import machine as legs
 from penstock_policy.pick.decision import PickRequest, Placement
 from penstock_policy.pick.pick import place
-from penstock_proto.v1.inference_pb2 import ModelCard, StatusResponse, WorkerStatus
+from penstock_proto.v1.inference_pb2 import ModelCard, StatusResponse
 from penstock_proto.v1.worker_pb2 import KvSource, StartLeg
 
 from .answer import Answer
@@ -30,6 +30,7 @@ from .metrics import RouterMetrics
 from .moves import Moves
 from .request import Request, check_against_model, sampling_of_choice
 from .text.chunks import Encoded
+from .view import register_gauges, status_of
 
 log = logging.getLogger("penstock.dispatch")
 RETRY_AFTER_S: Final = 1.0
@@ -64,7 +65,7 @@ class Dispatcher:
         self.draining = False
         self._awake: list[Answer] = []
         self._decisions = metrics.decision.child()
-        self._gauges()
+        register_gauges(self)
 
     # Fronts.
 
@@ -140,28 +141,7 @@ class Dispatcher:
         return any(m.attached for m in self.fleet.members.values()) or (self.now() - self.started_at >= self.config.ready_after_s)
 
     def status(self) -> StatusResponse:
-        now = self.now()
-        out = StatusResponse(router_id=self.config.router_id, open_streams=len(self.open_answers), uptime_s=now - self.started_at)
-        for member in sorted(self.fleet.members.values(), key=lambda m: m.name):
-            hello, load = member.hello, member.load
-            out.workers.append(
-                WorkerStatus(
-                    worker_id=member.name,
-                    pool=hello.pool,
-                    role=hello.role,
-                    state=self.fleet.state(member, now),
-                    address=hello.address,
-                    model=hello.model,
-                    running=load.running,
-                    waiting=load.waiting,
-                    kv_usage=load.kv_usage,
-                    kv_blocks=self.fleet.index.held(member.slot),
-                    legs=member.legs,
-                    incarnation=hello.incarnation,
-                )
-            )
-        out.slo.extend(self.figures.slo())
-        return out
+        return status_of(self)
 
     def _model(self, request: Request) -> Model | None:
         """The model a request means, once it can be served; None: wait."""
@@ -343,18 +323,6 @@ class Dispatcher:
         self.open_answers.discard(answer)
         self.budget = self.budget.closed()
         self.figures.settle(answer, outcome, self.now())
-
-    def _gauges(self) -> None:
-        gauge = self.metrics.gauge
-        waiting = "Prompt tokens of requests that wait; text not yet tokenized counts a quarter of its characters."
-        gauge("penstock_router_queue_requests", "Requests that wait for a worker.", (), lambda: [((), len(self.held))])
-        gauge("penstock_router_queue_tokens", waiting, (), lambda: [((), self.held.tokens())])
-        gauge("penstock_router_workers", "Workers by state.", ("pool", "role", "state"), lambda: self.fleet.count(self.now()))
-        blocks = "KV blocks known, each once per worker that holds it."
-        gauge("penstock_router_index_blocks", blocks, (), lambda: [((), self.fleet.index.blocks())])
-        gauge("penstock_router_open_streams", "Answers being made.", (), lambda: [((), len(self.open_answers))])
-        panic = "1 while staleness is ignored because most workers look stale."
-        gauge("penstock_router_panic", panic, (), lambda: [((), float(self.fleet.panic))])
 
     # Delivery.
 
