@@ -5,7 +5,7 @@ A chain is one choice of one request. It holds counts; token ids and text live a
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from penstock_policy.pick.decision import Placement
 
@@ -35,8 +35,7 @@ class KvRef:
     source: object = None  # the edge's KvSource
 
 
-@dataclass(frozen=True, slots=True)
-class LegSpec:
+class LegSpec(NamedTuple):
     """A leg to start: prompt and everything emitted so far, on this worker."""
 
     leg_id: int
@@ -47,8 +46,7 @@ class LegSpec:
     hold: int  # the ledger's booking for it
 
 
-@dataclass(frozen=True, slots=True)
-class LegRef:
+class LegRef(NamedTuple):
     leg_id: int
     slot: int
     kind: LegKind
@@ -57,9 +55,11 @@ class LegRef:
     emitted_before: int
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """One choice. `leg` is the one whose outputs count; outputs of any other leg id are dropped."""
+class Chain(NamedTuple):
+    """One choice. `leg` is the one whose outputs count; outputs of any other leg id are dropped.
+
+    A tuple, like LegSpec and LegRef: half a dozen are made per request, at a quarter of a frozen dataclass's cost.
+    """
 
     prompt_len: int
     max_tokens: int

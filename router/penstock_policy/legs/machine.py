@@ -19,7 +19,6 @@ step. Reasons of Fail: no_worker, worker_failed, worker_lost, refused, retries_e
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from penstock_policy.legs.budget import MAX_ATTEMPTS, MAX_ATTEMPTS_BEGUN, RetryBudget
 from penstock_policy.legs.chain import (
@@ -103,7 +102,7 @@ def progress(chain: Chain, leg_id: int, tokens: int, chars_sent: int) -> Chain:
     """Tokens that a leg emitted. Outputs may be summed up, but before any event that follows them."""
     if chain.leg is None or chain.leg.leg_id != leg_id:
         return chain
-    return replace(chain, emitted=chain.emitted + tokens, chars_sent=max(chain.chars_sent, chars_sent))
+    return chain._replace(emitted=chain.emitted + tokens, chars_sent=max(chain.chars_sent, chars_sent))
 
 
 def step(chain: Chain, event: Event, now: float, leg_id: int, may_retry: bool = True) -> Step:
@@ -127,7 +126,7 @@ def step(chain: Chain, event: Event, now: float, leg_id: int, may_retry: bool = 
                 return chain, ()
             return _fail(chain, (), "aborted" if chain.emitted else "unavailable", reason, message)
         case WorkerDraining(slot):
-            return (chain, ()) if chain.phase == "done" else (replace(chain, avoid=chain.avoid | {slot}), ())
+            return (chain, ()) if chain.phase == "done" else (chain._replace(avoid=chain.avoid | {slot}), ())
         case Move(placement):
             return _move(chain, placement)
 
@@ -137,8 +136,7 @@ def _placed(chain: Chain, placement: Placement, now: float, leg_id: int) -> Step
     if chain.phase != "placing":
         return chain, tuple(Release(hold) for hold in holds)
     kv, gone = chain.kv, chain.lost
-    chain = replace(
-        chain,
+    chain = chain._replace(
         placement=placement,
         holds=frozenset(holds),
         attempts=chain.attempts + 1,
@@ -192,7 +190,7 @@ def _decode(chain: Chain, kv: KvRef | None, now: float, leg_id: int) -> Step:
     leg, placement = chain.leg, chain.placement
     assert leg is not None and placement is not None
     if placement.slot in chain.lost | chain.avoid:
-        return _replace(chain, (), kv, chain.exclude | {placement.slot}, "decode_worker_gone")
+        return _place_again(chain, (), kv, chain.exclude | {placement.slot}, "decode_worker_gone")
     actions: tuple[Action, ...] = ()
     if kv is not None and not _pulls(chain, kv, placement.slot, now):
         actions = _unwanted(chain, kv)
@@ -205,7 +203,7 @@ def _move(chain: Chain, placement: Placement) -> Step:
     leg = chain.leg
     if leg is None or leg.kind == "prefill" or chain.moving is not None or placement.slot in chain.lost | {leg.slot}:
         return chain, tuple(Release(hold) for hold in (placement.prefill_hold, placement.hold) if hold)
-    moved = replace(chain, moving=placement, holds=chain.holds | {placement.hold})
+    moved = chain._replace(moving=placement, holds=chain.holds | {placement.hold})
     return moved, (HandOff(leg.slot, leg.leg_id),)
 
 
@@ -215,14 +213,14 @@ def _handed_off(chain: Chain, kv: KvRef | None, now: float, leg_id: int) -> Step
     assert leg is not None
     untaken = _unwanted(chain, leg.kv) if chain.emitted == leg.emitted_before else ()
     if chain.emitted > leg.emitted_before:
-        chain = replace(chain, attempts=0, exclude=frozenset())
+        chain = chain._replace(attempts=0, exclude=frozenset())
     if target is None or target.slot in chain.lost | chain.avoid:
         if chain.attempts >= MAX_ATTEMPTS_BEGUN:
             status: Status = "aborted" if chain.emitted else "unavailable"
             return _fail(chain, untaken + _unwanted(chain, kv), status, "retries_exhausted", "legs end without a token")
-        return _replace(chain, untaken, kv, chain.exclude | {leg.slot}, "handoff")
+        return _place_again(chain, untaken, kv, chain.exclude | {leg.slot}, "handoff")
     chain, released = _release(chain, sorted(chain.holds - {target.hold}))
-    chain = replace(chain, placement=target, moving=None, attempts=chain.attempts + 1)
+    chain = chain._replace(placement=target, moving=None, attempts=chain.attempts + 1)
     return _resume(chain, target, kv, untaken + released, now, leg_id)
 
 
@@ -247,12 +245,12 @@ def _lost(chain: Chain, slot: int, leg_id: int, may_retry: bool) -> Step:
     leg = chain.leg
     if chain.phase == "done":
         return chain, ()
-    chain = replace(chain, lost=chain.lost | {slot})
+    chain = chain._replace(lost=chain.lost | {slot})
     if leg is None:
         return chain, ()
     dropped: tuple[Action, ...] = ()
     if chain.moving is not None and chain.moving.slot == slot:
-        chain, dropped = _release(replace(chain, moving=None), [chain.moving.hold])
+        chain, dropped = _release(chain._replace(moving=None), [chain.moving.hold])
     silent = chain.emitted == leg.emitted_before
     if leg.slot != slot:
         if leg.kv is None or leg.kv.slot != slot or not silent:
@@ -275,27 +273,27 @@ def _elsewhere(
     leg = chain.leg
     assert leg is not None
     if chain.emitted > leg.emitted_before:
-        chain = replace(chain, attempts=0, exclude=frozenset())  # what failed before it is history
-    chain = replace(chain, exclude=chain.exclude | {leg.slot})
+        chain = chain._replace(attempts=0, exclude=frozenset())  # what failed before it is history
+    chain = chain._replace(exclude=chain.exclude | {leg.slot})
     target = chain.moving
     if target is not None and target.slot not in chain.lost | chain.avoid:
         chain, released = _release(chain, sorted(chain.holds - {target.hold}))
-        chain = replace(chain, placement=target, moving=None, attempts=chain.attempts + 1)
+        chain = chain._replace(placement=target, moving=None, attempts=chain.attempts + 1)
         return _resume(chain, target, None, actions + released, 0.0, leg_id)
     most = MAX_ATTEMPTS_BEGUN if chain.emitted else MAX_ATTEMPTS
     if chain.attempts >= most or (spends and not may_retry and not chain.emitted):
         status: Status = "aborted" if chain.emitted else "unavailable"
         return _fail(chain, actions, status, "retries_exhausted", f"{reason}: {message}")
-    return _replace(chain, actions, None, chain.exclude, reason, spends)
+    return _place_again(chain, actions, None, chain.exclude, reason, spends)
 
 
-def _replace(
+def _place_again(
     chain: Chain, actions: tuple[Action, ...], kv: KvRef | None, exclude: frozenset[int], why: str, spends: bool = False
 ) -> Step:
     """Give the placement back and ask for another."""
     delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** (chain.attempts - 2)) if chain.attempts > 1 and kv is None else 0.0
     released = tuple(Release(hold) for hold in sorted(chain.holds))
-    chain = replace(chain, phase="placing", leg=None, placement=None, moving=None, holds=frozenset(), exclude=exclude, kv=kv)
+    chain = chain._replace(phase="placing", leg=None, placement=None, moving=None, holds=frozenset(), exclude=exclude, kv=kv)
     return chain, (*actions, *released, Pick(exclude, why, spends, delay_s))
 
 
@@ -313,7 +311,7 @@ def _gone(chain: Chain) -> Step:
 
 def _start(chain: Chain, actions: tuple[Action, ...], leg: LegSpec) -> Step:
     ref = LegRef(leg.leg_id, leg.slot, leg.kind, leg.kv, leg.hold, chain.emitted)
-    return replace(chain, phase="running", leg=ref), (*actions, Start(leg))
+    return chain._replace(phase="running", leg=ref), (*actions, Start(leg))
 
 
 def _unwanted(chain: Chain, kv: KvRef | None) -> tuple[Action, ...]:
@@ -322,13 +320,13 @@ def _unwanted(chain: Chain, kv: KvRef | None) -> tuple[Action, ...]:
 
 def _release(chain: Chain, holds: Iterable[int]) -> tuple[Chain, tuple[Action, ...]]:
     known = [hold for hold in holds if hold in chain.holds]
-    return replace(chain, holds=chain.holds.difference(known)), tuple(Release(hold) for hold in known)
+    return chain._replace(holds=chain.holds.difference(known)), tuple(Release(hold) for hold in known)
 
 
 def _end(chain: Chain, actions: tuple[Action, ...]) -> Step:
     actions += _unwanted(chain, chain.kv)
     released = tuple(Release(hold) for hold in sorted(chain.holds))
-    return replace(chain, phase="done", leg=None, moving=None, kv=None, holds=frozenset()), actions + released
+    return chain._replace(phase="done", leg=None, moving=None, kv=None, holds=frozenset()), actions + released
 
 
 def _finish(chain: Chain, actions: tuple[Action, ...], reason: Finish) -> Step:
