@@ -12,6 +12,7 @@ import logging
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -46,7 +47,10 @@ class Router:
         self.config = config
         self.metrics = RouterMetrics()
         self.fleet = Fleet(
-            stale_after_s=config.stale_after_s, panic_threshold=config.panic_threshold, forget_after_s=config.forget_after_s
+            stale_after_s=config.stale_after_s,
+            panic_threshold=config.panic_threshold,
+            forget_after_s=config.forget_after_s,
+            seed=zlib.crc32(config.router_id.encode()),
         )
         self.models = Models(self.fleet, ModelFiles(config.cache_dir), load_text or _load_text)
         self.request_log = RequestLog(enabled=logging.getLogger("penstock.request").isEnabledFor(logging.INFO))

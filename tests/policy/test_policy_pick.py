@@ -1,5 +1,6 @@
 """The pick against every placement priced one by one, and what people expect of it."""
 
+import zlib
 from dataclasses import replace
 from itertools import product
 
@@ -236,3 +237,17 @@ def test_context_booked_for_a_pair_lies_on_the_decode_worker():
     assert ledger.load(1).queued_prefill_tokens == 0 and ledger.load(1).context_tokens == 400
     assert ledger.release(decision.hold) and ledger.release(decision.prefill_hold)
     assert ledger.load(0).running == ledger.load(1).running == 0
+
+
+def test_routers_that_see_the_same_idle_workers_do_not_all_choose_the_same_one():
+    fleet = [tiny(slot) for slot in range(8)]
+    ledgers = [LoadLedger(zlib.crc32(f"router-{i}".encode())) for i in range(4)]
+    for ledger in ledgers:
+        for slot in range(8):
+            ledger.report(slot, LoadObservation(0), 0.0)
+    first = [place(PickRequest(200, 64), fleet, ledger, 0.0).slot for ledger in ledgers]
+    assert len(set(first)) >= 3
+    for ledger in ledgers:
+        for _ in range(7):
+            place(PickRequest(200, 64), fleet, ledger, 0.0)
+        assert {ledger.load(slot).booked for slot in range(8)} == {1}

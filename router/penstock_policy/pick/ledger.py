@@ -33,7 +33,7 @@ class WorkerLoad:
     context_tokens: int = 0
     kv_usage: float = 0.0
     booked: int = 0  # bookings open on it
-    placed: int = 0  # the last hold booked on it: ties go to the one left alone longest
+    placed: int = 0  # the last hold booked on it: ties go to the one left alone longest; below 0: none yet
     reported_tokens: int = 0  # of queued_prefill_tokens, those that the report knows
     reported_at: float = 0.0
 
@@ -68,9 +68,12 @@ class _Slot:
 
 
 class LoadLedger:
-    __slots__ = ("_bookings", "_last_hold", "_slots")
+    """`seed`: differs between routers, so that those who see the same idle workers do not all choose the same one."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_bookings", "_last_hold", "_seed", "_slots")
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
         self._slots: dict[int, _Slot] = {}
         self._bookings: dict[int, _Booking] = {}
         self._last_hold = 0
@@ -128,9 +131,7 @@ class LoadLedger:
         return True
 
     def report(self, slot: int, observation: LoadObservation, now: float) -> None:
-        record = self._slots.get(slot)
-        if record is None:
-            record = self._slots[slot] = _Slot()
+        record = self._slot(slot)
         record.queued = observation.prefill_tokens
         record.running = observation.running + observation.waiting
         record.context = observation.context_tokens
@@ -176,10 +177,16 @@ class LoadLedger:
     def open_bookings(self) -> int:
         return len(self._bookings)
 
-    def _place(self, booking: _Booking) -> None:
-        record = self._slots.get(booking.slot)
+    def _slot(self, slot: int) -> _Slot:
+        record = self._slots.get(slot)
         if record is None:
-            record = self._slots[booking.slot] = _Slot()
+            record = self._slots[slot] = _Slot()
+            if self._seed:
+                record.placed = -((slot + 1) * self._seed * 2654435761 % 65521)
+        return record
+
+    def _place(self, booking: _Booking) -> None:
+        record = self._slot(booking.slot)
         record.booked += 1
         self._count(record, booking, 1)
 

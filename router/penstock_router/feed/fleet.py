@@ -69,9 +69,10 @@ class Fleet:
         panic_threshold: float = 0.5,
         forget_after_s: float = 5.0,
         ejection: Ejection = Ejection(),  # noqa: B008 - frozen
+        seed: int = 0,
     ) -> None:
         self.index = KvIndex()
-        self.ledger = LoadLedger()
+        self.ledger = LoadLedger(seed)
         self.members: dict[int, Member] = {}
         self.panic = False
         self.fresh: frozenset[int] = frozenset()
