@@ -225,6 +225,9 @@ class Choice:
             elif isinstance(action, legs.Finished):
                 self._finish(int(action.reason))
             elif isinstance(action, legs.Abort):
+                if self.leg is not None and self.leg.leg_id == action.leg_id:
+                    self.leg.outcome = "superseded"
+                    self._end_leg(self.leg)
                 core.abort(action.slot, action.leg_id)
             elif isinstance(action, legs.HandOff):
                 core.hand_off(action.slot, action.leg_id)

@@ -301,18 +301,16 @@ class Dispatcher:
             link.close("the worker is gone")
         for answer in list(self.open_answers):
             for choice in answer.choices:
-                placed = choice.chain.placement
-                if placed is not None and member.slot in (placed.slot, placed.prefill_slot):
+                if choice.chain.counts_on(member.slot):
                     choice.step(legs.WorkerLost(member.slot))
 
     def link_broken(self, member: Member, reason: str) -> None:
-        """Its own legs have heard; those that pull from it need not wait for the pull's timeout."""
+        """Its own legs have heard. Those that pull from it need not wait for the pull's timeout, and none moves to it."""
         if not member.gone and not member.draining:
             self.worker_failed(member.slot, reason)
         for answer in list(self.open_answers):
             for choice in answer.choices:
-                leg = choice.chain.leg
-                if leg is not None and leg.slot != member.slot and leg.kv is not None and leg.kv.slot == member.slot:
+                if choice.chain.counts_on(member.slot):
                     choice.step(legs.WorkerLost(member.slot))
 
     def first_token(self, choice: Choice) -> None:

@@ -468,3 +468,16 @@ def test_retries_never_exceed_the_floor_and_a_fifth_of_the_requests(history):
             budget, retried = budget.spent(), retried + 1
         assert retried <= FLOOR + RATIO * opened + 1e-6
         assert 0 <= budget.saved <= max(FLOOR, RATIO * budget.active)
+
+
+def test_a_chain_knows_on_which_workers_it_counts():
+    kv = KvRef(1, 20, LEASE)
+    paired = [Placed(placement(2, 1))]
+    assert [run(paired)[0].counts_on(slot) for slot in (1, 2, 3)] == [True, True, False]
+    decoding = [*paired, (100, 1), LegEnded(100, Finish.LEG_END, kv)]
+    assert [run(decoding)[0].counts_on(slot) for slot in (1, 2, 3)] == [True, True, False]
+    moving = [Placed(placement(2)), (100, 1), Move(placement(3, hold=12))]
+    assert [run(moving)[0].counts_on(slot) for slot in (1, 2, 3)] == [False, True, True]
+    waiting = [Placed(placement(1)), (100, 1), LegEnded(100, Finish.LEG_END, kv)]
+    assert [run(waiting)[0].counts_on(slot) for slot in (1, 2, 3)] == [True, False, False]
+    assert not any(run([*paired, ClientGone()])[0].counts_on(slot) for slot in WORKERS)

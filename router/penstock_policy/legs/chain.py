@@ -81,6 +81,18 @@ class Chain(NamedTuple):
         """Whether outputs of this leg go to the client."""
         return self.leg is not None and self.leg.leg_id == leg_id
 
+    def counts_on(self, slot: int) -> bool:
+        """Whether this worker is to run a next leg, or holds KV that one needs."""
+        if self.kv is not None and self.kv.slot == slot:
+            return True
+        if self.leg is None or self.placement is None or self.phase != "running":
+            return False
+        if self.moving is not None and self.moving.slot == slot:
+            return True
+        if self.leg.kv is not None and self.leg.kv.slot == slot:
+            return True
+        return self.leg.slot == slot or (self.leg.kind == "prefill" and self.placement.slot == slot)
+
 
 # -- events
 
