@@ -10,6 +10,7 @@ from penstock_policy.legs.budget import FLOOR, RATIO, RetryBudget
 from penstock_policy.legs.machine import (
     MAX_ATTEMPTS,
     MAX_ATTEMPTS_BEGUN,
+    MAX_LOSSES,
     Abort,
     ClientGone,
     Fail,
@@ -481,3 +482,13 @@ def test_a_chain_knows_on_which_workers_it_counts():
     waiting = [Placed(placement(1)), (100, 1), LegEnded(100, Finish.LEG_END, kv)]
     assert [run(waiting)[0].counts_on(slot) for slot in (1, 2, 3)] == [True, False, False]
     assert not any(run([*paired, ClientGone()])[0].counts_on(slot) for slot in WORKERS)
+
+
+def test_a_stream_under_which_worker_after_worker_dies_is_given_up():
+    events, leg_id = [], 100
+    for number in range(MAX_LOSSES + 1):
+        events += [Placed(placement(2 + number % 3, hold=20 + number)), (leg_id, 1), WorkerLost(2 + number % 3)]
+        leg_id += 2
+    _, steps = run(events, max_tokens=50)
+    assert [a.status for actions in steps[:-1] for a in actions if isinstance(a, Fail)] == []
+    assert [a.status for a in steps[-1] if isinstance(a, Fail)] == ["aborted"]

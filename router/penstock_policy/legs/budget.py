@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 RATIO = 0.2
 FLOOR = 3.0
 MAX_ATTEMPTS = 3  # placements of a request before its first token
+MAX_LOSSES = 10  # workers that failed under one stream: beyond, it may be what kills them
 MAX_ATTEMPTS_BEGUN = 8  # placements without a new token, of a stream that the client has a part of
 
 

@@ -71,6 +71,7 @@ class Chain(NamedTuple):
     placement: Placement | None = None
     holds: frozenset[int] = frozenset()  # bookings not yet released
     attempts: int = 0  # placements tried
+    losses: int = 0  # legs that a worker failed or died under
     exclude: frozenset[int] = frozenset()  # workers that failed this request
     lost: frozenset[int] = frozenset()  # workers that died since the placement
     avoid: frozenset[int] = frozenset()  # workers that drain: nothing new starts there

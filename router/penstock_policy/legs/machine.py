@@ -12,7 +12,8 @@ Promises, each a property test:
 4. Every hold is released exactly once.
 5. Placements without a new token are bounded: MAX_ATTEMPTS before the first token, MAX_ATTEMPTS_BEGUN after it. One that
    is not a first move off a lost worker spends the budget, and comes after a delay that doubles.
-6. A leg goes on exactly from what the client has: outputs of any leg but the latest are dropped by its id.
+6. A stream under which more than MAX_LOSSES workers failed ends: it may be what kills them.
+7. A leg goes on exactly from what the client has: outputs of any leg but the latest are dropped by its id.
 
 `leg_id` is the id that a Start in this step takes: larger than any the edge used before. At most one leg starts per
 step. Reasons of Fail: no_worker, worker_failed, worker_lost, refused, retries_exhausted, caller.
@@ -20,7 +21,7 @@ step. Reasons of Fail: no_worker, worker_failed, worker_lost, refused, retries_e
 
 from collections.abc import Iterable
 
-from penstock_policy.legs.budget import MAX_ATTEMPTS, MAX_ATTEMPTS_BEGUN, RetryBudget
+from penstock_policy.legs.budget import MAX_ATTEMPTS, MAX_ATTEMPTS_BEGUN, MAX_LOSSES, RetryBudget
 from penstock_policy.legs.chain import (
     LEASE_MARGIN_S,
     Abort,
@@ -56,6 +57,7 @@ __all__ = [
     "LEASE_MARGIN_S",
     "MAX_ATTEMPTS",
     "MAX_ATTEMPTS_BEGUN",
+    "MAX_LOSSES",
     "Abort",
     "Action",
     "Chain",
@@ -272,9 +274,14 @@ def _elsewhere(
     """A worker could not run its leg: another goes on from what the client has."""
     leg = chain.leg
     assert leg is not None
+    if chain.emitted >= chain.max_tokens:
+        return _finish(chain, actions, Finish.LENGTH)  # a worker that sent it all and not that this was all
     if chain.emitted > leg.emitted_before:
         chain = chain._replace(attempts=0, exclude=frozenset())  # what failed before it is history
-    chain = chain._replace(exclude=chain.exclude | {leg.slot})
+    chain = chain._replace(exclude=chain.exclude | {leg.slot}, losses=chain.losses + 1)
+    if chain.losses > MAX_LOSSES:
+        status: Status = "aborted" if chain.emitted else "unavailable"
+        return _fail(chain, actions, status, "retries_exhausted", f"{chain.losses} workers failed it, last {reason}: {message}")
     target = chain.moving
     if target is not None and target.slot not in chain.lost | chain.avoid:
         chain, released = _release(chain, sorted(chain.holds - {target.hold}))
@@ -282,7 +289,7 @@ def _elsewhere(
         return _resume(chain, target, None, actions + released, 0.0, leg_id)
     most = MAX_ATTEMPTS_BEGUN if chain.emitted else MAX_ATTEMPTS
     if chain.attempts >= most or (spends and not may_retry and not chain.emitted):
-        status: Status = "aborted" if chain.emitted else "unavailable"
+        status = "aborted" if chain.emitted else "unavailable"
         return _fail(chain, actions, status, "retries_exhausted", f"{reason}: {message}")
     return _place_again(chain, actions, None, chain.exclude, reason, spends)
 
