@@ -15,7 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from rig import ROOT, free_ports
+
+from penstock_client import Client, PenstockError
+from penstock_client.service import WorkerStatus
 
 PENSTOCK = str(Path(sys.executable).parent / "penstock")
 
@@ -55,6 +59,7 @@ class Service:
     process: subprocess.Popen[str]
     log: Path
     run_id: str = ""
+    _client: Client | None = None
 
     def pids(self) -> list[int]:
         """Every live process of this service but the zombies."""
@@ -80,11 +85,47 @@ class Service:
         return [p for p in named if parent(p) not in named]
 
     def engine_cores(self, pool: str = "") -> list[int]:
-        replicas = self.replicas(pool)
-        return [p for p in self.pids() if parent(p) in replicas and "resource_tracker" not in cmdline(p)]
+        return [core for replica in self.replicas(pool) for core in self.cores_of(replica)]
+
+    def cores_of(self, replica: int) -> list[int]:
+        return [p for p in self.pids() if parent(p) == replica and "resource_tracker" not in cmdline(p)]
 
     def routers(self) -> list[int]:
         return self.find("penstock_router.main")
+
+    def listener(self, address: str) -> int:
+        """The process that listens on host:port."""
+        port = int(address.rpartition(":")[2])
+        return next(pid for pid in self.pids() if port in listening(pid))
+
+    def workers(self) -> list[WorkerStatus]:
+        """The router's workers that can be sent legs. One connection: on a busy machine a new one may take seconds."""
+        if self._client is None:
+            self._client = Client(self.grpc)
+        return [one for one in self._client.status(timeout_s=20).workers if one.state == "ready"]
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    def wait_for_workers(self, count: int, without: str = "", timeout_s: float = 300) -> list[WorkerStatus]:
+        """Until so many are ready, none of them the one named."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            with contextlib.suppress(PenstockError):
+                found = self.workers()
+                if len(found) == count and all(one.worker_id != without for one in found):
+                    return found
+            time.sleep(0.2)
+        raise TimeoutError(f"no {count} workers were ready after {timeout_s} s\n{self.log.read_text()[-4000:]}")
+
+
+def listening(pid: int) -> set[int]:
+    """TCP ports that a process listens on."""
+    with contextlib.suppress(psutil.Error):
+        found = psutil.Process(pid).net_connections("tcp")
+        return {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
+    return set()
 
 
 @contextlib.contextmanager
@@ -110,6 +151,7 @@ def up(manifest: str | None = None, *, env: dict[str, str] | None = None, timeou
             service.identify()
             yield service
         finally:
+            service.close()
             left = _end(service)
         assert not left, f"left running: {left}\n{log.read_text()[-4000:]}"
 

@@ -9,16 +9,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 from penstock_cli.output import Failure, Usage
 
 _NOT_BUILT = {
-    "crd": "prints the CustomResourceDefinition",
     "plan": "sizes an LLMService",
     "simulate": "replays a trace against the policies",
     "bench": "puts load on a running service",
-    "operator": "runs the Kubernetes operator",
 }
 
 
@@ -65,11 +64,22 @@ def parser() -> argparse.ArgumentParser:
 
     validate = commands.add_parser("validate", help="check a manifest")
     validate.add_argument("-f", "--file", metavar="FILE", required=True)
-    validate.set_defaults(run="penstock_cli.up:validate")
+    validate.set_defaults(run="penstock_cli.manifests:validate")
+
+    crd = commands.add_parser("crd", help="print the CustomResourceDefinition")
+    crd.set_defaults(run="penstock_cli.manifests:crd")
 
     router = commands.add_parser("router", help="run a router as containers do")
     router.add_argument("--config", metavar="FILE", required=True)
     router.set_defaults(run="penstock_cli.main:_router")
+
+    operator = commands.add_parser("operator", help="run the Kubernetes operator")
+    operator.add_argument("--config", metavar="FILE", help="settings, as the chart writes them; default: none")
+    operator.add_argument("--namespace", action="append", default=[], metavar="NAME", help="serve this one; default: all")
+    operator.add_argument(
+        "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="health and metrics; default 127.0.0.1:8080"
+    )
+    operator.set_defaults(run="penstock_cli.main:_operator")
 
     for name, what in _NOT_BUILT.items():
         commands.add_parser(name, help=f"{what} (not built yet)", add_help=False).set_defaults(run=None)
@@ -124,6 +134,12 @@ def _router(arguments: argparse.Namespace) -> int:
     from penstock_router.main import main as run_router
 
     return run_router(["--config", arguments.config])
+
+
+def _operator(arguments: argparse.Namespace) -> int:
+    from penstock_operator.operate import operate
+
+    return operate(Path(arguments.config) if arguments.config else None, arguments.namespace, arguments.listen)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`penstock up`, `down` and `validate`."""
+"""`penstock up` and `down`."""
 
 import argparse
 import signal
@@ -43,12 +43,6 @@ def down(arguments: argparse.Namespace) -> int:
     except LocalError as error:
         raise Failure(str(error)) from error
     say(f"{name} is down" if name else "nothing is running")
-    return 0
-
-
-def validate(arguments: argparse.Namespace) -> int:
-    service = _read(arguments.file)
-    print(f"{arguments.file}: LLMService {service.metadata.name} is valid")
     return 0
 
 

@@ -10,6 +10,7 @@ from penstock_client.answer import Answer, Choice, Delta, LegPlacement, Placemen
 from penstock_client.client import Client, Stream
 from penstock_client.errors import (
     Aborted,
+    AlreadyExists,
     Broken,
     Cancelled,
     DeadlineExceeded,
@@ -28,6 +29,7 @@ from penstock_client.service import Model, ServiceStatus, SloStatus, WorkerStatu
 
 __all__ = [
     "Aborted",
+    "AlreadyExists",
     "Answer",
     "AsyncClient",
     "AsyncStream",

@@ -6,6 +6,7 @@ neither collected nor cancelled, and the service would compute to its end.
 """
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -166,8 +167,10 @@ class AsyncClient:
         request = build(prompt, options)
         generate, metadata = self._service().Generate, self._link.metadata
 
+        attempts = itertools.count()
+
         def open_call(remaining_s: float | None) -> Any:
-            return generate(request, timeout=remaining_s, metadata=metadata)
+            return generate(request, timeout=remaining_s, metadata=retry.marked(metadata, next(attempts)))
 
         return AsyncStream(open_call, self._link.timeout(timeout_s), self._throttle)
 

@@ -4,6 +4,7 @@ Promise: a `Stream` that is left early, by `break`, an exception, `close()` or g
 cancels its call, so that the service stops computing an answer nobody reads.
 """
 
+import itertools
 import random
 import threading
 import time
@@ -147,8 +148,10 @@ class Client:
         request = build(prompt, options)
         generate, metadata = self._stub.Generate, self._link.metadata
 
+        attempts = itertools.count()
+
         def open_call(remaining_s: float | None) -> Any:
-            return generate(request, timeout=remaining_s, metadata=metadata)
+            return generate(request, timeout=remaining_s, metadata=retry.marked(metadata, next(attempts)))
 
         return Stream(open_call, self._link.timeout(timeout_s), self._throttle)
 

@@ -43,6 +43,12 @@ class NotFound(PenstockError):
     code = "NOT_FOUND"
 
 
+class AlreadyExists(PenstockError):
+    """A request of this id is open, or its answer began: its stream cannot be joined. A new id generates again."""
+
+    code = "ALREADY_EXISTS"
+
+
 class Unauthenticated(PenstockError):
     """No API key, or one the service does not know."""
 
@@ -110,6 +116,7 @@ class Internal(PenstockError):
 
 _PLAIN: dict[grpc.StatusCode, type[PenstockError]] = {
     grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,

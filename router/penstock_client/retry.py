@@ -7,11 +7,17 @@ are at most `refund` of successes, because each failure takes a token and retrie
 
 from dataclasses import dataclass, replace
 
+PREVIOUS_ATTEMPTS = "x-penstock-previous-attempts"  # gRPC keeps its own name for this to itself
 MAX_ATTEMPTS = 3
 CAPACITY = 10.0
 REFUND = 0.1
 BASE_S = 0.1
 CAP_S = 2.0
+
+
+def marked(metadata: tuple[tuple[str, str], ...], before: int) -> tuple[tuple[str, str], ...]:
+    """Metadata of a call after so many attempts of which nothing was received: its request id is then no second request."""
+    return (*metadata, (PREVIOUS_ATTEMPTS, str(before))) if before else metadata
 
 
 @dataclass(frozen=True, slots=True)

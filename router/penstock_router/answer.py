@@ -17,6 +17,7 @@ from .request import Request
 
 if TYPE_CHECKING:
     from .choice import Choice
+    from .dispatch import Dispatcher
 
 
 @dataclass(slots=True, eq=False)
@@ -157,3 +158,22 @@ class Answer:
             choice.cancel()
         self.end(reason)
         self.wake()
+
+
+class Opened:
+    """The context of one answer: whatever way it is left, what still runs is cancelled."""
+
+    __slots__ = ("_answer", "_deadline", "_dispatcher", "_request")
+
+    def __init__(self, dispatcher: "Dispatcher", request: Request, deadline: float | None) -> None:
+        self._dispatcher, self._request, self._deadline = dispatcher, request, deadline
+        self._answer: Answer | None = None
+
+    async def __aenter__(self) -> Answer:
+        self._answer = await self._dispatcher.open(self._request, self._deadline)
+        return self._answer
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._answer is not None:
+            self._answer.cancel()
+            self._answer.release()

@@ -30,6 +30,9 @@ FAULTS: Final[dict[int, legs.Fault]] = {
 }
 
 
+PULLING: Final = ("decode", "handoff")
+
+
 @dataclass(slots=True, eq=False)
 class LegRecord:
     """A leg that was started, for usage, metrics and explanations."""
@@ -169,6 +172,8 @@ class Choice:
 
     def _first_output(self, leg: LegRecord, output: LegOutput) -> None:
         leg.started = True
+        if leg.kind in PULLING:
+            self.core.moves.pulls.pop(leg.leg_id, None)
         self.core.fleet.ledger.started(leg.hold)
         if output.HasField("context"):
             context = output.context
@@ -177,6 +182,9 @@ class Choice:
     def _leg_ended(self, leg: LegRecord, output: LegOutput) -> None:
         finish = legs.Finish(output.finish_reason)
         event: legs.Event
+        if finish is legs.Finish.ERROR and output.error.fault == LegError.GONE:
+            self.lost(output.error.message)
+            return
         if finish is legs.Finish.ERROR:
             error = output.error
             fault = FAULTS.get(error.fault, "worker")
@@ -200,12 +208,20 @@ class Choice:
 
     def _end_leg(self, leg: LegRecord) -> None:
         leg.generated = self.emitted - leg.emitted_before
+        if not leg.started and leg.kind in PULLING:
+            self.core.moves.pulls.pop(leg.leg_id, None)
         self.core.leg_outcome(leg.kind, leg.outcome)
         self.leg = None
 
     # The machine.
 
     def step(self, event: legs.Event) -> None:
+        try:
+            self._step(event)
+        except Exception:  # noqa: BLE001 - a defect of ours ends its own request, whoever brought the event
+            self.core.defect(self.answer)
+
+    def _step(self, event: legs.Event) -> None:
         chain, core = self.chain, self.core
         if self.unreported and chain.leg is not None:
             chain = legs.progress(chain, chain.leg.leg_id, self.unreported, self.chars_sent)

@@ -65,6 +65,9 @@ class RouterConfig(Frozen):
     lost_after_s: float = Field(
         default=3.0, gt=0, description="seconds of silence after which a worker's running legs go on elsewhere"
     )
+    pull_timeout_s: float = Field(
+        default=10.0, gt=0, description="seconds that a leg may wait for KV from another worker before it is computed instead"
+    )
     lease_margin_s: float = Field(default=2.0, ge=0, description="KV is not pulled within this many seconds of its lease's end")
     stall_s: float = Field(default=60.0, gt=0, description="a client that takes nothing for so long is cancelled")
     grace_s: float = Field(default=30.0, ge=0, description="seconds that open streams get on SIGTERM")

@@ -16,7 +16,7 @@ from penstock_policy.pick.pick import place
 from penstock_proto.v1.inference_pb2 import ModelCard, StatusResponse
 from penstock_proto.v1.worker_pb2 import KvSource, StartLeg
 
-from .answer import Answer
+from .answer import Answer, Opened
 from .choice import Choice, LegRecord
 from .config import RouterConfig
 from .faults import Broken, CallerFault, Expired, Fault, Internal, Shed, Unavailable, UnknownModel
@@ -29,11 +29,13 @@ from .log import RequestLog, event
 from .metrics import RouterMetrics
 from .moves import Moves
 from .request import Request, check_against_model, sampling_of_choice
+from .request_ids import RequestIds, mark_of
 from .text.chunks import Encoded
 from .view import register_gauges, status_of
 
 log = logging.getLogger("penstock.dispatch")
 RETRY_AFTER_S: Final = 1.0
+PAY_WITHIN_S: Final = 1.0  # how long a begun stream waits for the retry budget
 
 
 class Dispatcher:
@@ -59,6 +61,7 @@ class Dispatcher:
         self.last_leg_id = 0
         self.open_answers: set[Answer] = set()
         self.held = Held(self)
+        self.ids = RequestIds()
         self.moves = Moves(self)
         self.figures = Figures(config, metrics, request_log or RequestLog(enabled=False))
         self.started_at = self.now()
@@ -69,21 +72,46 @@ class Dispatcher:
 
     # Fronts.
 
-    def answer(self, request: Request, deadline: float | None) -> "Opened":
+    def answer(self, request: Request, deadline: float | None) -> Opened:
         """`async with dispatcher.answer(request, deadline) as answer`. The deadline is in the loop's time."""
         return Opened(self, request, deadline)
 
     async def open(self, request: Request, deadline: float | None) -> Answer:
         """Tokenized, checked and placed, or waiting for a worker. Raises a Fault."""
         received_at = self.now()
+        named = False
         try:
-            return await self._open(request, deadline, received_at)
+            if request.identity:
+                self.ids.open(request.identity, received_at, retry=request.retry, field=request.identity_field)
+                named = True
+            answer = await self._open(request, deadline, received_at)
         except Fault as fault:
             self.refused(fault, request)
+            self._unname(request, named)
             raise
         except asyncio.CancelledError:
             self._refused("cancelled", request)
+            self._unname(request, named)
             raise
+        except Exception:
+            self._refused("internal_error", request)
+            self._unname(request, named)
+            raise
+        try:
+            for choice in answer.choices:
+                choice.begin(self.config.lease_margin_s)
+        except Exception:  # noqa: BLE001 - whatever it is, nothing of the request stays behind
+            self.defect(answer)
+        return answer
+
+    def _unname(self, request: Request, named: bool) -> None:
+        if named:
+            self.ids.closed(request.identity, self.now(), began=False)
+
+    def defect(self, answer: Answer) -> None:
+        """To be called where an exception was caught: the request ends at once, its caller gets its id to ask about."""
+        log.exception("request failed", extra={"fields": {"request_id": answer.request_id}})
+        answer.fail(Internal(answer.request_id))
 
     async def _open(self, request: Request, deadline: float | None, received_at: float) -> Answer:
         if self.draining:
@@ -111,10 +139,9 @@ class Dispatcher:
             answer.deadline_timer = loop.call_at(deadline, answer.fail, Expired())
         answer.open_choices = request.n
         for index in range(request.n):
-            answer.choices.append(Choice(self, answer, index, model, encoded, sampling_of_choice(sampling, index)))
-        for choice in answer.choices:
+            choice = Choice(self, answer, index, model, encoded, sampling_of_choice(sampling, index))
             choice.held_until = hold_until if deadline is None else min(hold_until, deadline)
-            choice.begin(self.config.lease_margin_s)
+            answer.choices.append(choice)
         return answer
 
     def refused(self, fault: Fault, request: Request | None = None) -> None:
@@ -176,6 +203,12 @@ class Dispatcher:
 
     def place(self, choice: Choice) -> None:
         """Match, predict, book and start in one step; where nobody can run it, it waits."""
+        try:
+            self._place(choice)
+        except Exception:  # noqa: BLE001 - called from timers as well: the request must not be left waiting for nothing
+            self.defect(choice.answer)
+
+    def _place(self, choice: Choice) -> None:
         if choice.owes and not self._pay(choice):
             return
         began = time.perf_counter()
@@ -199,9 +232,16 @@ class Dispatcher:
             choice.step(legs.Unplaced("no_worker", decision.explain()))
 
     def _pay(self, choice: Choice) -> bool:
-        """Takes one from the retry budget. A begun stream waits for it; the machine has failed others already."""
+        """Takes one from the retry budget. A begun stream waits for it; the machine has failed others already.
+
+        It waits a moment only: where every stream waits for the budget, none opens that would pay in.
+        """
         if self.budget.allows():
             self.budget = self.budget.spent()
+            choice.owes = False
+            return True
+        hold_s = self.config.hold_s
+        if choice.chain.emitted and self.now() >= choice.held_until - hold_s + min(PAY_WITHIN_S, hold_s / 2):
             choice.owes = False
             return True
         if not self.held.hold(choice):
@@ -218,10 +258,12 @@ class Dispatcher:
             chars_sent=choice.chars_sent,
             max_leg_tokens=spec.max_leg_tokens,
             priority=self.figures.classes[choice.answer.service_class].priority,
+            request_mark=mark_of(choice.answer.request.identity),
         )
         if spec.kv is not None and isinstance(spec.kv.source, KvSource):
             command.kv.CopyFrom(spec.kv.source)
             command.kv.lease_ms = max(0, int((spec.kv.expires_at - self.now()) * 1000))
+            self.moves.pulls[spec.leg_id] = (choice, self.now())
         self.fleet.ledger.sent(spec.hold, spec.slot, spec.leg_id)
         link = self.links.get(spec.slot)
         if link is None:
@@ -319,6 +361,9 @@ class Dispatcher:
 
     def _settle(self, answer: Answer, outcome: str) -> None:
         self.open_answers.discard(answer)
+        if answer.request.identity:
+            began = any(choice.emitted for choice in answer.choices)
+            self.ids.closed(answer.request.identity, self.now(), began=began)
         self.budget = self.budget.closed()
         self.figures.settle(answer, outcome, self.now())
 
@@ -342,22 +387,3 @@ class Dispatcher:
 def _spread(delay_s: float, seed: int) -> float:
     """Between 0.75 and 1.25 of the delay: what failed together does not come back together."""
     return delay_s * (0.75 + (seed * 2654435761 % 2**32) / 2**33)
-
-
-class Opened:
-    """The context of one answer: whatever way it is left, what still runs is cancelled."""
-
-    __slots__ = ("_answer", "_deadline", "_dispatcher", "_request")
-
-    def __init__(self, dispatcher: Dispatcher, request: Request, deadline: float | None) -> None:
-        self._dispatcher, self._request, self._deadline = dispatcher, request, deadline
-        self._answer: Answer | None = None
-
-    async def __aenter__(self) -> Answer:
-        self._answer = await self._dispatcher.open(self._request, self._deadline)
-        return self._answer
-
-    async def __aexit__(self, *exc: object) -> None:
-        if self._answer is not None:
-            self._answer.cancel()
-            self._answer.release()

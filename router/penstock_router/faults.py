@@ -15,6 +15,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 DOMAIN = "penstock.dev"  # ErrorInfo's
+MAX_MESSAGE_CHARS = 600  # a worker's reason may be long; twice in a trailer it must fit what clients accept
 DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -26,6 +27,7 @@ class Fault(Exception):
     http_type: ClassVar[str]
 
     def __init__(self, message: str, *, code: str, field: str = "", retry_after_s: float | None = None) -> None:
+        message = message if len(message) <= MAX_MESSAGE_CHARS else message[:MAX_MESSAGE_CHARS] + "..."
         super().__init__(message)
         self.message = message
         self.code = code  # what programs match on: OpenAI's `code`; in upper case ErrorInfo's `reason`
@@ -42,7 +44,7 @@ class CallerFault(Fault):
 
     def __init__(self, field: str, message: str, *, code: str = "invalid_value") -> None:
         super().__init__(f"{field}: {message}" if field else message, code=code, field=field)
-        self.description = message
+        self.description = message[:MAX_MESSAGE_CHARS]
 
 
 class UnknownModel(Fault):
@@ -55,6 +57,17 @@ class UnknownModel(Fault):
     def __init__(self, model: str) -> None:
         super().__init__(f"model: {model!r} is not served here", code="model_not_found", field="model")
         self.model = model
+
+
+class AlreadyExists(Fault):
+    """The client named its request as another that is open, or whose answer began."""
+
+    grpc_code = grpc.StatusCode.ALREADY_EXISTS
+    http_status = 409
+    http_type = "invalid_request_error"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}", code="request_exists", field=field)
 
 
 class Shed(Fault):
@@ -115,8 +128,9 @@ class Internal(Fault):
 def to_grpc(fault: Fault) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
     """Status code, message, and trailing metadata with the google.rpc details."""
     details: list[Message] = [ErrorInfo(reason=fault.code.upper(), domain=DOMAIN)]
-    if isinstance(fault, CallerFault):
-        violation = BadRequest.FieldViolation(field=fault.field, description=fault.description)
+    if isinstance(fault, CallerFault | AlreadyExists):
+        described = fault.description if isinstance(fault, CallerFault) else fault.message
+        violation = BadRequest.FieldViolation(field=fault.field, description=described)
         details.append(BadRequest(field_violations=[violation]))
     if fault.retry_after_s is not None:
         delay = Duration()
@@ -136,6 +150,8 @@ def to_http(fault: Fault) -> tuple[int, dict[str, Any]]:
 
 def http_headers(fault: Fault) -> dict[str, str]:
     """Retry-After, in whole seconds as HTTP has it and never 0: a client that got one always waits."""
+    if isinstance(fault, AlreadyExists):
+        return {"x-should-retry": "false"}  # OpenAI's clients send a request that got 409 again, unless told not to
     if fault.retry_after_s is None:
         return {}
     return {"Retry-After": str(max(1, math.ceil(fault.retry_after_s)))}

@@ -60,7 +60,8 @@ class Held:
     def hold(self, choice: Choice) -> bool:
         """False: it may not wait any longer."""
         core = self._core
-        if core.now() >= choice.held_until or core.draining:
+        # A router that goes takes nothing new; what the client has a part of may wait as long as the grace lasts.
+        if core.now() >= choice.held_until or (core.draining and not choice.chain.emitted):
             return False
         if choice not in self._choices and len(self) >= core.config.limits.max_held_requests:
             return False

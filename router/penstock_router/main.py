@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import sys
 import time
@@ -20,7 +21,8 @@ import uvloop
 from aiohttp.web import AppRunner
 
 from .config import ConfigError, RouterConfig, load
-from .dispatch import Dispatcher
+from .dispatch import RETRY_AFTER_S, Dispatcher
+from .faults import Broken, Unavailable
 from .feed.attach import Attachment
 from .feed.fleet import Fleet, Member
 from .feed.join import JoinFront
@@ -30,7 +32,8 @@ from .log import RequestLog, configure, event
 from .metrics import RouterMetrics
 from .request import limits_of
 from .serve.grpc_front import InferenceFront, register_health, register_reflection
-from .serve.http_front import listen, make_app
+from .serve.http_front import make_app
+from .serve.http_server import listen
 from .wire.frames import Limits as WireLimits
 from .wire.server import Server
 
@@ -65,6 +68,7 @@ class Router:
             model=config.model,
             gaps=self.metrics.kv_gaps.child(),
             on_joined=self._joined,
+            on_seen=lambda hashes: self.dispatcher.ids.told(hashes, self.dispatcher.now()),
         )
         bounds = WireLimits(max_message=config.limits.max_message_bytes, max_streams=config.limits.max_streams_per_connection)
         self.grpc = Server(bounds)
@@ -84,7 +88,7 @@ class Router:
         self.ports["grpc"] = await self.grpc.listen(config.grpc_listen)
         self.ports["reports"] = await self.reports.listen(config.reports_listen)
         host, _, port = config.http_listen.rpartition(":")
-        self._http, self.ports["http"] = await listen(self.app, host.strip("[]"), int(port))
+        self._http, self.ports["http"] = await listen(self.app, host.strip("[]"), int(port), config.stall_s)
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
         event(log, "listening", router_id=config.router_id, **self.ports)
 
@@ -98,6 +102,7 @@ class Router:
         end = loop.time() + grace_s
         while self.dispatcher.open_answers and loop.time() < end:  # noqa: ASYNC110 - they end one by one, or time does
             await asyncio.sleep(0.02)
+        self._end_open()
         # An answer that has ended here may still be on its way to a slow reader.
         await self.grpc.stop(max(0.1, min(2.0, end - loop.time())))
         if self._http is not None:
@@ -113,6 +118,13 @@ class Router:
             await attachment.closed()
         self.request_log.flush()
         event(log, "stopped")
+
+    def _end_open(self) -> None:
+        """The grace is over: whoever still waits for an answer hears whether any of it was sent."""
+        for answer in list(self.dispatcher.open_answers):
+            began = any(choice.emitted for choice in answer.choices)
+            why = "the router is shutting down"
+            answer.fail(Broken(why) if began else Unavailable(why, RETRY_AFTER_S))
 
     def _joined(self, member: Member) -> None:
         if member.slot not in self.dispatcher.links:
@@ -145,11 +157,21 @@ class Router:
                 # It was this process that stood still: reports that came meanwhile are read before anybody is judged.
                 event(log, "the router itself stood still", logging.WARNING)
                 continue
-            for link in list(self.dispatcher.links.values()):
-                link.silent(now, self.config.lost_after_s)
+            self._leave_silent(now)
             for member in self.fleet.sweep(now):
                 event(log, "worker forgotten", logging.WARNING, worker=member.name)
             self.dispatcher.moves.tick(now)
+
+    def _leave_silent(self, now: float) -> None:
+        """Where most workers fall silent at once, it is more likely the network, or this machine: they get as long again."""
+        links, limit = [link for link in self.dispatcher.links.values() if link.legs], self.config.lost_after_s
+        silent = [link for link in links if link.is_silent(now, limit)]
+        if len(silent) > 1 and len(silent) > self.config.panic_threshold * len(links):
+            event(log, "most workers are silent", logging.WARNING, silent=len(silent), of=len(links))
+            limit *= 2
+        for link in silent:
+            if link.is_silent(now, limit):
+                link.leave(f"silent for {now - link.member.heard_at:.1f} s")
 
 
 def _load_text(files: Mapping[str, bytes], member: Member) -> Text:
@@ -186,6 +208,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         config = load(args.config)
+        # Routers of a Deployment share a file; the name of its pod is each one's own.
+        config = config.model_copy(update={"router_id": os.environ.get("PENSTOCK_ROUTER_ID", config.router_id)})
     except ConfigError as error:
         print(f"penstock router: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,8 @@
 """Running legs that leave their worker: because it drains, or because another has room that it lacks.
 
 Promise: a leg is told to hand off only when the worker it goes to is booked; each leg moves to one place at a time; a
-leg that nobody can take stays, and is tried again on every tick while its worker drains.
+leg that nobody can take stays, and is tried again on every tick while its worker drains. A leg that waits for KV longer
+than pull_timeout_s computes it.
 """
 
 import logging
@@ -28,6 +29,7 @@ SETTLE_S: Final = 2.0  # a leg that was moved to find room stays at least so lon
 class Moves:
     def __init__(self, core: "Dispatcher") -> None:
         self._core = core
+        self.pulls: dict[int, tuple[Choice, float]] = {}  # by leg id: those that pull KV and have said nothing, oldest first
         self._moved_at: dict[int, float] = {}  # by slot: when a leg last left it for room
 
     def draining(self, member: Member) -> None:
@@ -43,7 +45,23 @@ class Moves:
         for member in list(self._core.fleet.members.values()):
             if member.draining and member.legs:
                 self.draining(member)
+        self._stop_stalled_pulls(now)
         self._rebalance(now)
+
+    def _stop_stalled_pulls(self, now: float) -> None:
+        core = self._core
+        while self.pulls:
+            leg_id, (choice, began_at) = next(iter(self.pulls.items()))
+            if now - began_at <= core.config.pull_timeout_s:
+                return
+            del self.pulls[leg_id]
+            if choice.chain.accepts(leg_id):
+                event(
+                    log, "a pull takes too long: computing instead", logging.WARNING, request_id=choice.answer.request_id,
+                    leg_id=leg_id, worker=choice.leg.worker if choice.leg is not None else "",
+                )  # fmt: skip
+                core.metrics.failovers.child("pull_stalled").value += 1
+                choice.step(legs.LegStalled(leg_id))
 
     def _choices(self, slot: int) -> "Iterator[Choice]":
         for answer in self._core.open_answers:

@@ -19,6 +19,7 @@ from penstock_proto.v1.inference_pb2 import Chat, GenerateRequest, Program
 
 from .config import RouterConfig
 from .faults import CallerFault, UnknownModel
+from .preflight import MAX_ENTRIES, crowded
 from .structured import check_large_schema, check_structured
 
 ROLES: Final = ("system", "user", "assistant", "tool")
@@ -68,6 +69,9 @@ class Request:
     explain: bool
     program: Program | None
     default_max_tokens: int | None  # where the client names none; clipped to the context
+    identity: str = ""  # the client's name for this request, answered once; empty: it gave none
+    identity_field: str = "request_id"  # where it gave it
+    retry: bool = False  # the client says that it got nothing of its attempts before
 
     @property
     def add_special_tokens(self) -> bool:
@@ -81,7 +85,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """Bytes that are no GenerateRequest."""
+    """Bytes that are no GenerateRequest, or none that is worth parsing."""
+
+    field: str = "request"
+    why: str = "not a GenerateRequest message"
 
 
 class ModelFacts(Protocol):
@@ -99,6 +106,8 @@ class ModelFacts(Protocol):
 
 def deserialize(data: bytes) -> GenerateRequest | Malformed:
     """For the gRPC server: grpc answers INTERNAL where a deserializer raises, so this one never does."""
+    if field := crowded(data):
+        return Malformed(field, f"has more than {MAX_ENTRIES} entries")
     try:
         return GenerateRequest.FromString(data)
     except DecodeError:
@@ -114,17 +123,19 @@ def check_request_id(field: str, value: str) -> None:
         raise CallerFault(field, "must be 1 to 128 visible ASCII characters")
 
 
-async def accept(message: GenerateRequest | Malformed, limits: Limits, default_max_tokens: int | None = None) -> Request:
-    """As `parse`; what takes long runs off the event loop. What the fronts call."""
+async def accept(
+    message: GenerateRequest | Malformed, limits: Limits, default_max_tokens: int | None = None, left_s: float | None = None
+) -> Request:
+    """As `parse`; what takes long runs off the event loop, for `left_s` at most. What the fronts call."""
     if isinstance(message, GenerateRequest):
-        await check_large_schema(message.sampling.json_schema)
+        await check_large_schema(message.sampling.json_schema, left_s)
     return parse(message, limits, default_max_tokens)
 
 
 def parse(message: GenerateRequest | Malformed, limits: Limits, default_max_tokens: int | None = None) -> Request:
     """Every check that needs no model."""
     if isinstance(message, Malformed):
-        raise CallerFault("request", "not a GenerateRequest message")
+        raise CallerFault(message.field, message.why)
     if message.request_id:
         check_request_id("request_id", message.request_id)
     model = check_model(message.model, limits)
@@ -136,6 +147,7 @@ def parse(message: GenerateRequest | Malformed, limits: Limits, default_max_toke
     check_sampling(message.sampling)
     return Request(
         request_id=message.request_id or new_request_id(),
+        identity=message.request_id,
         model=model,
         prompt=prompt,
         messages=messages,

@@ -26,7 +26,7 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("command", ["crd", "plan", "simulate", "bench", "operator"])
+@pytest.mark.parametrize("command", ["plan", "simulate", "bench"])
 def test_what_is_not_built_is_refused_by_name_whatever_its_flags(capsys, command) -> None:  # type: ignore[no-untyped-def]
     for words in ([command], [command, "--trace", "x", "-o", "json"], [command, "-h"]):
         assert run(capsys, *words) == (2, "", f"penstock: {command} is not built yet\n")
@@ -93,3 +93,8 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_crd_prints_the_definition_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "crd")
+    assert (code, err) == (0, "") and out.startswith("# Generated") and "kind: CustomResourceDefinition" in out

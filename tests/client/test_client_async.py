@@ -124,6 +124,7 @@ async def test_unavailable_is_sent_again_only_before_the_first_token(serving) ->
     address, fake = await serving(script)
     async with AsyncClient(address) as client:
         assert (await client.generate("p")).text == "ab" and len(fake.requests) == 2
+        assert [sent.get("x-penstock-previous-attempts") for sent in fake.metadata] == [None, "1"]
         with pytest.raises(sdk.Broken):
             await client.generate("break")
         assert len(fake.requests) == 3

@@ -120,8 +120,19 @@ def test_unavailable_before_the_first_token_is_sent_again(threaded) -> None:  # 
     soon = Fault(grpc.StatusCode.UNAVAILABLE, "x", (details_bin(grpc.StatusCode.UNAVAILABLE, "x", retry_info(0.001)),))
     address, fake = threaded(raising(soon, soon))
     with Client(address) as client:
-        assert client.generate("p").text == "b"
+        assert client.generate("p", request_id="mine").text == "b"
     assert len(fake.requests) == 3
+    # An id means one answer: the router is told that these are the same request, sent again by who got nothing of it.
+    assert [sent.get("x-penstock-previous-attempts") for sent in fake.metadata] == [None, "1", "2"]
+    assert {request.request_id for request in fake.requests} == {"mine"}
+
+
+def test_an_id_that_is_taken_is_said_by_name_and_not_sent_again(threaded) -> None:  # type: ignore[no-untyped-def]
+    taken = Fault(grpc.StatusCode.ALREADY_EXISTS, "request_id: is open at this router")
+    address, fake = threaded(raising(taken, taken))
+    with Client(address) as client, pytest.raises(sdk.AlreadyExists, match="request_id"):
+        client.generate("p", request_id="mine")
+    assert len(fake.requests) == 1
 
 
 def test_three_attempts_are_the_most(threaded) -> None:  # type: ignore[no-untyped-def]

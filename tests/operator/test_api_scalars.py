@@ -27,7 +27,7 @@ def test_a_duration_survives_its_own_text(milliseconds: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("8Gi", 8 * 2**30), ("500m", 0.5), ("2", 2), (2, 2), (1.5, 1.5), ("1k", 1000), ("3M", 3e6)]
+    ("text", "number"), [("8Gi", 8 * 2**30), ("500m", 0.5), ("2", 2), (2, 2), ("1.5", 1.5), ("1k", 1000), ("3M", 3e6)]
 )
 def test_a_quantity_is_read_with_its_unit(text: object, number: float) -> None:
     assert quantity(text) == pytest.approx(number)

@@ -20,6 +20,7 @@ from penstock_policy.legs.machine import (
     KvRef,
     LegEnded,
     LegFailed,
+    LegStalled,
     Move,
     Pick,
     Placed,
@@ -383,6 +384,10 @@ class World:
         if usable:
             self.tell(Move(placement(usable[a % len(usable)], None, self.new_hold())))
 
+    def stall(self, slot, a, b, flag):
+        if self.running:
+            self.tell(LegStalled(next(iter(self.running))))
+
     def leave(self, slot, a, b, flag):
         self.tell(ClientGone())
         self.gone = True
@@ -392,7 +397,7 @@ class World:
 
 
 kinds = ["place"] * 4 + ["tokens"] * 4 + ["end"] * 4
-kinds += ["fail", "fail", "lose", "move", "move", "stale", "drain", "wait", "unplaced", "leave"]
+kinds += ["fail", "fail", "lose", "move", "move", "stall", "stale", "drain", "wait", "unplaced", "leave"]
 histories = st.lists(
     st.tuples(st.sampled_from(kinds), st.integers(0, 5), st.integers(0, 5), st.booleans()), min_size=4, max_size=24
 )
@@ -492,3 +497,14 @@ def test_a_stream_under_which_worker_after_worker_dies_is_given_up():
     _, steps = run(events, max_tokens=50)
     assert [a.status for actions in steps[:-1] for a in actions if isinstance(a, Fail)] == []
     assert [a.status for a in steps[-1] if isinstance(a, Fail)] == ["aborted"]
+
+
+def test_a_pull_that_takes_too_long_is_computed_instead():
+    kv = KvRef(1, 20, LEASE)
+    decoding = [Placed(placement(2, 1)), (100, 1), LegEnded(100, Finish.LEG_END, kv)]
+    _, steps = run([*decoding, LegStalled(101)])
+    assert steps[3][:2] == (Abort(2, 101), RejectKv(1, kv))
+    assert (started(steps[3]).slot, started(steps[3]).kv, started(steps[3]).leg_id) == (2, None, 102)
+    for late in ([(101, 1), LegStalled(101)], [LegStalled(100)]):
+        _, steps = run([*decoding, *late])
+        assert steps[-1] == ()

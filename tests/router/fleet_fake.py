@@ -67,7 +67,11 @@ class Chars:
 
 
 def keys_of(ids: "array[int]") -> "array[int]":
-    return array("Q", [hash(tuple(ids[: i + BLOCK])) & (2**64 - 1) for i in range(0, len(ids) - BLOCK + 1, BLOCK)])
+    keys, parent = array("Q"), 0
+    for at in range(0, len(ids) - BLOCK + 1, BLOCK):
+        parent = hash((parent, *ids[at : at + BLOCK])) & (2**64 - 1)
+        keys.append(parent)
+    return keys
 
 
 Behave = Callable[["FakeWorker", "FakeStream", worker_pb2.StartLeg], Any]

@@ -290,3 +290,23 @@ def test_a_bad_configuration_is_one_line_and_exit_2(tmp_path: Path, text: str, s
         [sys.executable, "-m", "penstock_router.main", "--config", str(path)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+async def test_octets_that_are_no_message_are_the_caller_s_fault_everywhere(
+    running: Service, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with grpc.aio.insecure_channel(running.grpc) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in channel.stream_stream(path)(iter([b"\xff\xff\xff"])):
+                pass
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not any(record.exc_info for record in caplog.records)
+    assert running.router.grpc.open_calls == 0

@@ -16,7 +16,8 @@ from penstock_router.config import RequestLimits, RouterConfig
 from penstock_router.faults import Broken, Expired
 from penstock_router.metrics import RouterMetrics
 from penstock_router.request import Request
-from penstock_router.serve.http_front import listen, make_app
+from penstock_router.serve.http_front import make_app
+from penstock_router.serve.http_server import listen
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 MAX_BODY = 64 * 1024

@@ -16,7 +16,8 @@ from penstock_proto.v1.common_pb2 import FinishReason
 from penstock_router.config import RouterConfig, ServiceClass
 from penstock_router.faults import Broken, Shed, Unavailable
 from penstock_router.metrics import RouterMetrics
-from penstock_router.serve.http_front import listen, make_app
+from penstock_router.serve.http_front import make_app
+from penstock_router.serve.http_server import listen
 
 CONFIG = RouterConfig(model="tiny", classes=(ServiceClass(name="default"), ServiceClass(name="batch")))
 HI: Any = [{"role": "user", "content": "hi there"}]

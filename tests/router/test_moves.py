@@ -221,3 +221,44 @@ async def test_a_sequence_leaves_a_worker_without_room_for_one_with_room(running
     running.router.dispatcher.moves.tick(running.router.dispatcher.now())
     await stream.task
     assert stream.whole() and [leg.kind for leg in stream.legs] == ["whole", "handoff"] and len(second.legs) == 1
+
+
+async def test_a_pull_that_never_ends_is_computed_on_the_same_worker(tmp_path: Path) -> None:
+    """The fake says nothing to a leg with KV, as an engine whose read hangs."""
+
+    async def deaf_to_kv(worker: FakeWorker, stream: FakeStream, leg: worker_pb2.StartLeg) -> None:
+        if not leg.HasField("kv"):
+            await SLOW(worker, stream, leg)
+
+    async with service(tmp_path, topology_mode="disaggregated", pull_timeout_s=0.3) as running:
+        first = await running.add(FakeWorker("p", SLOW, pool="prefill", role="prefill"))
+        await running.add(FakeWorker("d", deaf_to_kv, pool="decode", role="decode"))
+        stream = Stream(running, ask())
+        await stream.task
+        assert stream.whole() and [leg.outcome for leg in stream.legs] == ["leg_end", "superseded", "length"]
+        assert running.metric("penstock_router_failovers_total", reason="pull_stalled") == 1
+        await until(lambda: len(first.rejected) == 1)
+        assert running.at_rest() and not running.router.dispatcher.moves.pulls
+
+
+async def test_when_most_workers_fall_silent_at_once_they_get_as_long_again(tmp_path: Path) -> None:
+    quiet = asyncio.Event()
+
+    async def pausing(worker: FakeWorker, stream: FakeStream, leg: worker_pb2.StartLeg) -> None:
+        for i, token in enumerate(expected_ids(len(PROMPT), 4)):
+            stream.say(output(leg, [token], chars_sent=i + 1))
+        await quiet.wait()
+        rest = expected_ids(len(PROMPT), COUNT)[4:]
+        stream.say(output(leg, rest, chars_sent=COUNT, finish_reason=FinishReason.LENGTH))
+
+    async with service(tmp_path, stale_after_s=0.2, lost_after_s=1.0, topology_mode="colocated") as running:
+        workers = [await running.add(FakeWorker(name, pausing)) for name in "ab"]
+        streams = [Stream(running, ask()) for _ in range(4)]
+        await until(lambda: all(len(s.ids) == 4 for s in streams))
+        for worker in workers:
+            assert worker.legs
+            worker.silent = True
+        await asyncio.sleep(1.4)
+        quiet.set()
+        await asyncio.gather(*(s.task for s in streams))
+        assert all(s.whole() for s in streams) and running.metric("penstock_router_failovers_total", reason="worker_lost") == 0

@@ -12,7 +12,8 @@ from fleet_fake import until
 
 from penstock_router.wire import frames as f
 from penstock_router.wire import hpack
-from penstock_router.wire.server import Call, Server, unary
+from penstock_router.wire.server import Call, Server
+from penstock_router.wire.unary import unary
 
 LIMITS = f.Limits(max_message=300_000, max_streams=8, max_resets=50, write_high_water=1 << 16, max_control=1 << 16)
 

@@ -39,6 +39,7 @@ from engine_bench import (
     salt,
     seeded,
 )
+from engine_handoff import HandedOff
 from engine_moves import MovingLegs
 
 from penstock_proto.v1.common_pb2 import Choices, Sampling
@@ -50,7 +51,7 @@ __all__ = ["ERROR", "LEG_END", "LENGTH", "STOP", "Bench", "EngineContract", "Rec
            "prompt", "salt", "seeded"]  # fmt: skip
 
 
-class EngineContract(MovingLegs):
+class EngineContract(HandedOff, MovingLegs):
     """Subclass in a module with fixtures `first`, `second` and `tight`."""
 
     # --- one engine -------------------------------------------------------------------------------------------

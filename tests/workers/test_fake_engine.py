@@ -278,15 +278,19 @@ async def test_a_dead_engine_says_nothing_more(worker_model_dir: Path) -> None:
             await made.engine.check()
 
 
-async def test_a_hang_is_found_and_ends(worker_model_dir: Path) -> None:
-    async with bench(worker_model_dir, base_s=0.001, hang_after_s=0.01) as made:
+async def test_an_engine_that_hangs_does_not_answer_until_it_goes_on_or_is_killed(worker_model_dir: Path) -> None:
+    async with bench(worker_model_dir, base_s=0.001) as made, bench(worker_model_dir, base_s=0.001) as killed:
+        for one in (made, killed):
+            fake(one).inject_hang()
+        asked = [asyncio.create_task(one.engine.check()) for one in (made, killed)]
         key = made.start(prompt(9), greedy(90))
-        await made.tokens(key, 3)
-        fake(made).inject_hang()
-        await asyncio.sleep(0.03)
-        with pytest.raises(RuntimeError, match="late"):
-            await made.engine.check()
+        assert await asyncio.wait(asked, timeout=0.03) == (set(), set(asked))
+        assert key not in made.sink.outputs
         fake(made).resume()
+        killed.engine.kill("a test")
+        await asked[0]
+        with pytest.raises(RuntimeError, match="a test"):
+            await asked[1]
         assert (await made.answer(key)).token_ids == (await made.run(prompt(9), greedy(90))).token_ids
 
 

@@ -11,9 +11,12 @@ import pytest
 import pytest_asyncio
 from engine_contract import Bench, EngineContract, greedy, prompt, salt, seeded
 
+from penstock_policy.cost.model import StepCost
 from penstock_workers.engine.protocol import ContextSource
 from penstock_workers.engine.vllm_args import VllmSettings
 from penstock_workers.engine.vllm_engine import EngineGone, VllmEngine
+from penstock_workers.pool.hang import InFlight, Limits, Measured
+from penstock_workers.pool.watch import EngineWatch
 from penstock_workers.tiny import MODEL_DIR
 
 pytestmark = [
@@ -125,6 +128,29 @@ async def test_a_killed_engine_core_is_told_once_and_its_kv_is_computed_elsewher
     assert d.context == ContextSource(0, 0, 81)
     assert first.sink.transfers[-1].failed
     await first.idle()
+
+
+async def test_a_stopped_engine_core_is_held_for_dead_and_leaves_nothing(tight: Bench) -> None:
+    """The last use of `tight`, with the worker's own watch."""
+    core, told = core_of(tight), asyncio.get_running_loop().create_future()
+    known, busy = Measured(StepCost(1e-3, 1e-5, 1e-5, 0.0), 1000), InFlight(20, 1, 30)
+    watch = EngineWatch(tight.engine, Limits(5.0, 60.0), work=lambda: busy, known=lambda: known, on_dead=told.set_result)
+    watch.stepped(20)
+    watch.start()
+    await asyncio.sleep(1.5)
+    assert not told.done(), "an idle engine answers"
+    key = tight.start(prompt(20), greedy(400), cache_salt=salt())
+    await tight.tokens(key, 2)
+    assert not told.done(), "a busy one makes steps"
+    watch.stepped(20)
+    core.suspend()
+    at = time.monotonic()
+    assert "hangs" in await told
+    print(f"held for dead after {time.monotonic() - at:.2f} s, limit 5 s")
+    tight.engine.kill("it hangs")
+    await watch.stop()
+    await tight.close()
+    assert not core.is_running()
 
 
 async def test_close_leaves_no_process(first: Bench) -> None:

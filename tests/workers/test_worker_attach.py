@@ -160,58 +160,20 @@ async def test_an_attach_without_hello_is_refused(worker_model_dir: Path) -> Non
             call.cancel()
 
 
-async def test_a_dead_engine_ends_every_leg_with_the_worker_s_fault(worker_model_dir: Path) -> None:
+async def test_a_dead_engine_ends_every_leg_as_gone(worker_model_dir: Path) -> None:
     async with fake_worker(worker_model_dir) as worker, attached(worker.address) as router:
         leg = await router.start(PROMPT, greedy(3000))
         await router.until(lambda: router.legs[leg].token_ids)
         counters(worker).inject_death("test")
         ended = await router.answer(leg)
         assert ended.error is not None
-        assert (ended.finish, ended.error.fault) == (ERROR, LegError.WORKER)
+        assert (ended.finish, ended.error.fault) == (ERROR, LegError.GONE)
         assert worker.died.result() == "test"
         with pytest.raises(RuntimeError, match="test"):
             await worker.check()
         late = await router.run(PROMPT, greedy(5))
         assert late.error is not None
         assert late.error.fault == LegError.REFUSED
-
-
-async def test_a_hanging_engine_fails_its_check(worker_model_dir: Path) -> None:
-    async with fake_worker(worker_model_dir, fake={"hang_after_s": 0.05}) as worker, attached(worker.address) as router:
-        await worker.check()
-        leg = await router.start(PROMPT, greedy(3000))
-        await router.until(lambda: router.legs[leg].token_ids)
-        counters(worker).inject_hang()
-        await asyncio.sleep(0.1)
-        with pytest.raises(RuntimeError, match="late"):
-            await worker.check()
-        counters(worker).resume()
-        await worker.check()
-
-
-async def test_a_draining_worker_refuses_new_legs_and_lets_running_ones_end(worker_model_dir: Path) -> None:
-    async with fake_worker(worker_model_dir) as worker, attached(worker.address) as router:
-        leg = await router.start(PROMPT, greedy(100))
-        await router.until(lambda: router.legs[leg].token_ids)
-        drain = asyncio.create_task(worker.drain("test"))
-        await eventually(lambda: worker.state.draining is not None)
-        late = await router.run(PROMPT, greedy(5))
-        assert late.error is not None
-        assert late.error.fault == LegError.REFUSED
-        assert not drain.done()
-        assert (await router.answer(leg)).token_ids == expected(worker, PROMPT, 100)
-        await drain
-
-
-async def test_a_drain_ends_at_its_deadline(worker_model_dir: Path) -> None:
-    async with (
-        fake_worker(worker_model_dir, drain_timeout_s=0.1, fake={"base_s": 0.05}) as worker,
-        attached(worker.address) as router,
-    ):
-        await router.start(PROMPT, greedy(3000))
-        await eventually(lambda: len(worker.table))
-        await worker.drain("test")
-        assert len(worker.table) == 1
 
 
 async def test_model_files_come_whole(worker_model_dir: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_dead_engine_s_legs_fail_on_every_stream(table: LegTable) -> None:
     streams = [table.open(r) for r in "ab"]
     for attach in streams:
         start(table, attach, 1)
-    failed = table.fail_all("gone")
+    failed = table.fail_all("worker", "gone").outputs
     assert sorted(failed) == streams
     assert all(m.finish_reason == FinishReason.ERROR and m.error.message == "gone" for ms in failed.values() for m in ms)
     assert len(table) == 0

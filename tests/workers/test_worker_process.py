@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from attach_client import attached, eventually, fake_worker, greedy
 from pydantic import ValidationError
 from test_worker_reports import addresses, routers
 
+from penstock_proto.v1 import worker_pb2_grpc
+from penstock_proto.v1.worker_pb2 import DrainRequest
 from penstock_workers.config import WorkerConfig, load_config
 from penstock_workers.cost_fit import EVERY_S, CostFit
 from penstock_workers.engine.protocol import StepStats, TransferStats
@@ -181,6 +184,20 @@ async def test_a_process_that_is_killed_frees_its_routers_at_once(tmp_path: Path
             os.kill(started.pid, signal.SIGKILL)
             await eventually(router.call.done)
             print(f"the stream broke {time.monotonic() - began:.3f} s after the kill")
+
+
+@pytest.mark.slow
+async def test_a_worker_that_was_drained_to_leave_ends_its_process(tmp_path: Path, worker_model_dir: Path) -> None:
+    config = {"worker_id": "w", "engine": "fake", "source": f"file://{worker_model_dir}", "fake": {"base_s": 0.005}}
+    with process(tmp_path, config) as started:
+        ready = (await asyncio.to_thread(lines_until, started, "worker ready"))[-1]
+        async with attached(ready["address"]) as client, grpc.aio.insecure_channel(ready["address"]) as channel:
+            leg = await client.start(list(range(20, 90)), greedy(100))
+            await client.until(lambda: client.legs[leg].token_ids)
+            drained = await worker_pb2_grpc.WorkerStub(channel).Drain(DrainRequest(leave=True))
+            assert (drained.legs, drained.cut) == (1, 0)
+            assert len((await client.answer(leg)).token_ids) == 100
+        assert await asyncio.to_thread(started.wait, 20) == 0
 
 
 def test_a_wrong_file_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -207,7 +207,7 @@ async def test_a_role_is_taken_from_the_lowest_router_only(worker_model_dir: Pat
         await made[0].say(role=RoleAssignment(role="both", epoch=3))
         await eventually(lambda: all(r.view.last("hello").role == "both" for r in made))
         assert made[1].view.last("hello").role_epoch == 3
-        assert worker.state.role == "both"
+        assert worker.state.role.role == "both"
         await made[0].say(role=RoleAssignment(role="decode", epoch=2))
         await made[0].say(role=RoleAssignment(role="nonsense", epoch=8))
         await made[0].say(role=RoleAssignment(role="prefill", epoch=4))

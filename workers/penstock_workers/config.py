@@ -38,7 +38,6 @@ class FakeSettings(BaseModel):
     eos_probability: float = Field(default=0.0, ge=0, le=1, description="chance that a token is the end of the answer")
     kv_events: bool = Field(default=True, description="report changes of the KV cache")
     readable: bool = Field(default=True, description="answer with tokens that are whole printable text")
-    hang_after_s: float = Field(default=10.0, gt=0, description="a step later than this is a hang")
 
 
 class WorkerConfig(BaseModel):
@@ -72,6 +71,16 @@ class WorkerConfig(BaseModel):
     resolve_every_s: float = Field(default=2.0, gt=0, le=60, description="seconds between resolutions of the routers' names")
     load_report_s: float = Field(default=0.1, gt=0, le=1, description="seconds within which a load report is sent anyway")
     kv_lease_s: float = Field(default=30.0, gt=0, le=3600, description="seconds that KV is held for the next leg")
+    hang_floor_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="least seconds without a step or an answer after which an engine is held for dead; above it, ten times the "
+        "predicted step counts. A healthy engine may be that late: lazily loaded kernels, a grammar compiled under the "
+        "interpreter's lock, a core taken away by others",
+    )
+    first_step_s: float = Field(
+        default=120.0, gt=0, description="the same for steps whose like was not measured yet: compilation, a first long prompt"
+    )
     drain_timeout_s: Seconds = Field(default=600.0, description="seconds that running legs may take while draining")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level logged")
 

@@ -7,6 +7,7 @@ figures have settled.
 from penstock_policy.cost.fit import StepSample, TransferSample, fit, fit_transfer, start_step, start_transfer
 from penstock_proto.v1.fleet_pb2 import CostReport
 from penstock_workers.engine.protocol import StepStats, TransferStats
+from penstock_workers.pool.hang import Measured
 
 EVERY_S = 0.02
 LATER_EVERY_S = 0.1
@@ -28,6 +29,9 @@ class CostFit:
     def transfer(self, stats: TransferStats) -> None:
         if not stats.failed:
             self._transfer = fit_transfer(self._transfer, TransferSample(stats.duration_s, stats.tokens))
+
+    def known(self) -> Measured:
+        return Measured(self._step.step(), self._step.samples)
 
     def report(self) -> CostReport | None:
         """None before the first sample."""

@@ -21,9 +21,6 @@ from penstock_workers.pool.worker import Worker
 
 log = logging.getLogger(__name__)
 
-CHECK_EVERY_S = 1.0
-CHECK_FAILURES = 3
-
 
 async def run(configs: Sequence[WorkerConfig]) -> int:
     """Until a signal or the death of an engine."""
@@ -37,8 +34,8 @@ async def run(configs: Sequence[WorkerConfig]) -> int:
         starts = [asyncio.create_task(w.start()) for w in workers]
         await _first(asked, asyncio.gather(*starts))
         if not asked.done():
-            await _first(asked, *(asyncio.create_task(_illness(w)) for w in workers))
-        if not asked.done():
+            await _first(asked, *(asyncio.create_task(_end(w)) for w in workers))
+        if any(w.died.done() for w in workers):
             return 1
         await asyncio.gather(*(w.drain("the process was asked to end") for w in workers))
         return 0
@@ -58,17 +55,9 @@ async def _first(asked: "asyncio.Task[bool]", *others: "asyncio.Future[Any]") ->
         other.result()
 
 
-async def _illness(worker: Worker) -> None:
-    """Returns when the engine has died or has failed its check several times in a row."""
-    failures = 0
-    while not worker.died.done() and failures < CHECK_FAILURES:
-        await asyncio.wait((worker.died,), timeout=CHECK_EVERY_S)
-        try:
-            await worker.check()
-            failures = 0
-        except Exception as error:  # noqa: BLE001 - an engine may fail its check in any way
-            failures += 1
-            log.error("the engine failed its check", extra={"error": str(error), "failures": failures})
+async def _end(worker: Worker) -> None:
+    """Returns when the engine is dead, or somebody has drained the worker to end it."""
+    await asyncio.wait((worker.died, worker.left), return_when=asyncio.FIRST_COMPLETED)
 
 
 def _on_signal(stop: asyncio.Event, number: int) -> None:

@@ -35,16 +35,20 @@ class WorkerMetrics:
         self.draining = Gauge("penstock_worker_draining", "1 while the worker drains", registry=self.registry)
         self._routers = Gauge("penstock_worker_routers", "Routers by stream", ["stream"], registry=self.registry)
         self._steps = Gauge("penstock_worker_steps", "Engine steps since the incarnation began", registry=self.registry)
+        self._held = Gauge("penstock_worker_kv_held_legs", "Ended legs whose KV is held for the next", registry=self.registry)
         self._of_process = _OfProcess()
         self._reports_by_kind: dict[str, Counter] = {}
 
-    def watch(self, legs: Callable[[str], int], routers: Callable[[str], int], steps: Callable[[], int]) -> None:
+    def watch(
+        self, legs: Callable[[str], int], routers: Callable[[str], int], steps: Callable[[], int], held: Callable[[], int]
+    ) -> None:
         """Figures read when somebody asks."""
         for state in ("running", "waiting"):
             self._legs.labels(state).set_function(lambda s=state: legs(s))  # type: ignore[misc]
         for stream in ("joined", "attached"):
             self._routers.labels(stream).set_function(lambda s=stream: routers(s))  # type: ignore[misc]
         self._steps.set_function(steps)
+        self._held.set_function(held)
 
     def transfer(self, tokens: int, failed: bool) -> None:
         self._transfers.labels("failed" if failed else "ok").inc()

@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 
 from penstock_operator.api import rules
 from penstock_operator.api.engine_args import check as check_engine_args
-from penstock_operator.api.scalars import Duration, Name, Quantity, word
+from penstock_operator.api.scalars import Duration, LabelValue, Name, Quantity, Resources, word
 from penstock_operator.api.status import Status
 
 GROUP = "serving.penstock.dev"
@@ -27,6 +27,18 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
 
+class Toleration(Part):
+    """As in a Kubernetes pod."""
+
+    key: str | None = Field(default=None, max_length=317, description="Key of the taint; unset: every key.")
+    operator: Literal["Exists", "Equal"] | None = Field(default=None, description="Unset: Equal.")
+    value: str | None = Field(default=None, max_length=63, description="Value of the taint, with Equal.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Unset: every effect."
+    )
+    toleration_seconds: int | None = Field(default=None, strict=True, description="Seconds that NoExecute is tolerated.")
+
+
 class SecretRef(Part):
     name: Name = Field(description="A Secret in the service's namespace.")
 
@@ -37,7 +49,7 @@ class ModelCache(Part):
 
 class Adapter(Part):
     name: str = Field(min_length=1, max_length=128, description="The name clients ask for.")
-    source: str = Field(description="As model.source.")
+    source: str = Field(max_length=512, description="hf://ORG/NAME, pvc://CLAIM/PATH, s3://BUCKET/PATH or file:///PATH.")
 
     @field_validator("source")
     @classmethod
@@ -46,13 +58,15 @@ class Adapter(Part):
 
 
 class Model(Part):
-    source: str = Field(description="hf://ORG/NAME, pvc://CLAIM/PATH, s3://BUCKET/PATH, file:///PATH or penstock://tiny.")
+    source: str = Field(
+        max_length=512, description="hf://ORG/NAME, pvc://CLAIM/PATH, s3://BUCKET/PATH, file:///PATH or penstock://tiny."
+    )
     name: str = Field(
-        default="", max_length=128, pattern=r"^[\w./:@+-]*$", description="Served name; default: the source's last part."
+        default="", max_length=128, pattern=r"^[A-Za-z0-9_./:@+-]*$", description="Served name; default: the source's last part."
     )
     secret_ref: SecretRef | None = Field(default=None, description="Credentials of the source.")
-    cache: ModelCache | None = None
-    adapters: tuple[Adapter, ...] = ()
+    cache: ModelCache | None = Field(default=None, description="Where downloaded models are kept between pods.")
+    adapters: tuple[Adapter, ...] = Field(default=(), max_length=64, description="LoRA adapters served beside the model.")
 
     @field_validator("source")
     @classmethod
@@ -65,8 +79,8 @@ class Model(Part):
 
 
 class EnvVar(Part):
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    value: str | None = None
+    name: str = Field(max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Name of the variable.")
+    value: str | None = Field(default=None, max_length=32_768, description="Its value.")
     value_from: dict[str, Any] | None = Field(default=None, description="As in a Kubernetes container.")
 
     @model_validator(mode="after")
@@ -77,10 +91,10 @@ class EnvVar(Part):
 
 
 class Engine(Part):
-    device: Literal["gpu", "cpu"] = "gpu"
-    image: str | None = Field(default=None, min_length=1, description="Container image of the workers.")
-    env: tuple[EnvVar, ...] = ()
-    shm: Quantity | None = Field(default=None, description="Size of /dev/shm in a worker.")
+    device: Literal["gpu", "cpu"] = Field(default="gpu", description="What engines run on.")
+    image: str | None = Field(default=None, min_length=1, max_length=512, description="Container image of the workers.")
+    env: tuple[EnvVar, ...] = Field(default=(), max_length=128, description="Environment variables of the workers.")
+    shm: Quantity | None = Field(default=None, description="Size of /dev/shm in a worker, in bytes.")
     args: dict[str, Any] = Field(default_factory=dict, description="vLLM engine arguments, as on its command line.")
 
     @field_validator("args")
@@ -96,11 +110,15 @@ class Parallelism(Part):
 
 
 class Pool(Part):
-    replicas: int = Field(strict=True, default=1, ge=0, le=10_000, description="Initial size.")
-    parallelism: Parallelism = Parallelism()
-    resources: dict[str, dict[str, Quantity]] = Field(default_factory=dict, description="Requests and limits.")
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    tolerations: tuple[dict[str, Any], ...] = ()
+    replicas: int = Field(
+        strict=True, default=1, ge=0, le=10_000, description="Number of workers; with autoscaling the initial one."
+    )
+    parallelism: Parallelism = Field(default=Parallelism(), description="How one worker spreads over GPUs.")
+    resources: Resources = Field(default_factory=dict, max_length=2, description="Requests and limits of a worker: cores, bytes.")
+    node_selector: dict[str, LabelValue] = Field(
+        default_factory=dict, max_length=64, description="Labels of the nodes that may hold a worker."
+    )
+    tolerations: tuple[Toleration, ...] = Field(default=(), max_length=64, description="Taints that a worker tolerates.")
 
     @field_validator("resources")
     @classmethod
@@ -111,10 +129,12 @@ class Pool(Part):
 class Topology(Part):
     """Colocated: one pool `workers`. Disaggregated: pools prefill and decode. Auto: as given, else planned."""
 
-    mode: Literal["auto", "colocated", "disaggregated"] = "auto"
-    prefill: Pool | None = None
-    decode: Pool | None = None
-    workers: Pool | None = None
+    mode: Literal["auto", "colocated", "disaggregated"] = Field(
+        default="auto", description="auto: a request goes where it is predicted to be answered soonest."
+    )
+    prefill: Pool | None = Field(default=None, description="Workers preferred for prompts.")
+    decode: Pool | None = Field(default=None, description="Workers preferred for answers.")
+    workers: Pool | None = Field(default=None, description="The one pool of colocated.")
 
     @model_validator(mode="after")
     def _pools_fit_the_mode(self) -> Self:
@@ -141,16 +161,16 @@ class Topology(Part):
 
 
 class SloClass(Part):
-    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
-    ttft: Duration = Field(description="Time to the first token.")
-    tpot: Duration = Field(description="Mean time per further token.")
+    name: str = Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="The name requests give.")
+    ttft: Duration = Field(description="Time to the first token; above 0.")
+    tpot: Duration = Field(description="Mean time per further token; above 0.")
     priority: int = Field(strict=True, default=0, ge=-1_000, le=1_000, description="Higher is served first.")
 
 
 class Slo(Part):
-    attainment: float = Field(default=0.99, gt=0, lt=1, description="Share of requests that meet their class.")
-    default_class: str = Field(default="", description="Class of requests that name none; default: the first.")
-    classes: tuple[SloClass, ...] = ()
+    attainment: float = Field(default=0.99, gt=0, lt=1, description="Share of requests that are to meet their class.")
+    default_class: str = Field(default="", max_length=63, description="Class of requests that name none; default: the first.")
+    classes: tuple[SloClass, ...] = Field(default=(), max_length=16, description="Service classes.")
 
     @model_validator(mode="after")
     def _classes_are_named(self) -> Self:
@@ -166,13 +186,13 @@ class Slo(Part):
 
 
 class Tenant(Part):
-    name: str = Field(min_length=1, max_length=128)
-    weight: float = Field(default=1, gt=0, le=1_000)
+    name: str = Field(min_length=1, max_length=128, description="The name that auth's Secret gives.")
+    weight: float = Field(default=1, gt=0, le=1_000, description="Share of service under contention, relative to the others.")
 
 
 class Fairness(Part):
-    tenants: tuple[Tenant, ...] = ()
-    default_weight: float = Field(default=1, gt=0, le=1_000)
+    tenants: tuple[Tenant, ...] = Field(default=(), max_length=256, description="Tenants with a weight of their own.")
+    default_weight: float = Field(default=1, gt=0, le=1_000, description="Weight of every other tenant.")
 
     @model_validator(mode="after")
     def _tenants_are_named_once(self) -> Self:
@@ -185,12 +205,14 @@ class Auth(Part):
 
 
 class Tls(Part):
-    mode: Annotated[Literal["off", "chart", "certManager"], BeforeValidator(word)] = "off"
+    mode: Annotated[Literal["off", "chart", "certManager"], BeforeValidator(word)] = Field(
+        default="off", description="Who makes the certificates between all parts."
+    )
 
 
 class Range(Part):
-    min: int = Field(strict=True, default=1, ge=0, le=10_000)
-    max: int = Field(strict=True, ge=1, le=10_000)
+    min: int = Field(strict=True, default=1, ge=0, le=10_000, description="Least number of workers.")
+    max: int = Field(strict=True, ge=1, le=10_000, description="Greatest number of workers.")
 
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> Self:
@@ -200,16 +222,20 @@ class Range(Part):
 
 
 class Autoscaling(Part):
-    mode: Annotated[Literal["off", "recommend", "on"], BeforeValidator(word)] = "off"
-    prefill: Range | None = None
-    decode: Range | None = None
-    workers: Range | None = None
-    scale_to_zero_after: Duration | None = None
+    mode: Annotated[Literal["off", "recommend", "on"], BeforeValidator(word)] = Field(
+        default="off", description="recommend: decisions are told and not carried out."
+    )
+    prefill: Range | None = Field(default=None, description="Bounds of the pool prefill.")
+    decode: Range | None = Field(default=None, description="Bounds of the pool decode.")
+    workers: Range | None = Field(default=None, description="Bounds of the pool workers.")
+    scale_to_zero_after: Duration | None = Field(default=None, description="Time without a request; unset: never.")
 
 
 class Rollout(Part):
-    max_surge: int = Field(strict=True, default=1, ge=0, le=10_000)
-    max_unavailable: int = Field(strict=True, default=0, ge=0, le=10_000)
+    max_surge: int = Field(strict=True, default=1, ge=0, le=10_000, description="Workers of a pool above its size, in a rollout.")
+    max_unavailable: int = Field(
+        strict=True, default=0, ge=0, le=10_000, description="Workers of a pool that may be missing, in a rollout."
+    )
     drain_timeout: Duration = Field(default=600.0, description="Running answers get this long to end or move.")
 
     @model_validator(mode="after")
@@ -220,13 +246,13 @@ class Rollout(Part):
 
 
 class RouterService(Part):
-    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(default="ClusterIP", description="As of a Kubernetes Service.")
 
 
 class Router(Part):
-    replicas: int = Field(strict=True, default=1, ge=1, le=100)
-    service: RouterService = RouterService()
-    resources: dict[str, dict[str, Quantity]] = Field(default_factory=dict)
+    replicas: int = Field(strict=True, default=1, ge=1, le=100, description="Number of routers.")
+    service: RouterService = Field(default=RouterService(), description="The Service that clients call.")
+    resources: Resources = Field(default_factory=dict, max_length=2, description="Requests and limits of a router: cores, bytes.")
 
     @field_validator("resources")
     @classmethod
@@ -235,16 +261,16 @@ class Router(Part):
 
 
 class Spec(Part):
-    model: Model
-    engine: Engine = Engine()
-    topology: Topology = Topology()
-    slo: Slo = Slo()
-    fairness: Fairness = Fairness()
-    auth: Auth | None = None
-    tls: Tls = Tls()
-    autoscaling: Autoscaling = Autoscaling()
-    rollout: Rollout = Rollout()
-    router: Router = Router()
+    model: Model = Field(description="What is served.")
+    engine: Engine = Field(default=Engine(), description="How engines run.")
+    topology: Topology = Field(default=Topology(), description="Pools of workers.")
+    slo: Slo = Field(default=Slo(), description="Service-level objectives.")
+    fairness: Fairness = Field(default=Fairness(), description="Shares of tenants under contention.")
+    auth: Auth | None = Field(default=None, description="API keys; unset: none is asked for.")
+    tls: Tls = Field(default=Tls(), description="TLS between all parts.")
+    autoscaling: Autoscaling = Field(default=Autoscaling(), description="Sizes from measured load.")
+    rollout: Rollout = Field(default=Rollout(), description="How a new revision of the workers replaces the old.")
+    router: Router = Field(default=Router(), description="What clients talk to.")
     paused: bool = Field(strict=True, default=False, description="The operator leaves the service as it is.")
 
     @model_validator(mode="after")
@@ -261,8 +287,11 @@ class Metadata(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    name: Name
+    # A revision's RayService is NAME-HASH, which KubeRay bounds at 47 and wants to begin with a letter.
+    name: str = Field(max_length=rules.NAME_MAX, pattern=rules.NAME_PATTERN)
     namespace: Name | None = None
+    generation: int = 0
+    uid: str = ""
 
 
 class LLMService(Part):

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-from penstock_operator.api.llmservice import API_VERSION, KIND, LLMService
+from penstock_operator.api.check import judge
+from penstock_operator.api.llmservice import KIND, LLMService
 
 
 class ManifestError(ValueError):
@@ -48,15 +48,11 @@ def load(source: Path | str) -> LLMService:
 
 def parse(document: Any) -> LLMService:
     """From the object as the API server has it."""
-    if not isinstance(document, dict):
-        raise ManifestError(f"the manifest is no mapping; it begins with apiVersion: {API_VERSION}")
-    for key, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
-        if document.get(key) != wanted:
-            raise ManifestError(f"{key}: {document.get(key)!r} is not {wanted}")
-    try:
-        return LLMService.model_validate(document)
-    except ValidationError as error:
-        raise ManifestError(_one_line(error)) from error
+    service, faults = judge(document)
+    if service is None:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ManifestError(f"{faults[0]}{more}")
+    return service
 
 
 def _document(text: str) -> Any:
@@ -70,25 +66,3 @@ def _document(text: str) -> Any:
     if len(documents) != 1:
         raise ManifestError(f"the manifest holds {len(documents)} documents; give exactly one {KIND}")
     return documents[0]
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first fault in words; pydantic's own text has several lines and a link."""
-    faults = error.errors(include_url=False)
-    first = faults[0]
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "no such field"
-    elif first["type"] == "missing":
-        message = "is required"
-    elif first["type"] != "value_error":
-        message = f"{first['input']!r}: {message[0].lower()}{message[1:]}"
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return " ".join(f"{_path(first['loc'])}: {message}{more}".split())
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return path.removeprefix(".") or "the manifest"

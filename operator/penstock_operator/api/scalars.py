@@ -14,13 +14,15 @@ _QUANTITY = {
     "": 1, "m": 0.001, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
 }  # fmt: skip
-_DURATION_PATTERN = r"(\d+(\.\d+)?(ms|s|m|h))+"
-_QUANTITY_PATTERN = r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?"
+_DURATION_PATTERN = r"([0-9]+(\.[0-9]+)?(ms|s|m|h))+"
+_QUANTITY_PATTERN = r"([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?"
+# Longer texts are refused before they are read.
+_SCALAR_MAX = 32
 
 
 def duration_s(value: Any) -> float:
     """'500ms', '60s', '30m', '1h30m' to seconds."""
-    text = value if isinstance(value, str) else ""
+    text = value if isinstance(value, str) and len(value) <= _SCALAR_MAX else ""
     if not re.fullmatch(_DURATION_PATTERN, text):
         raise ValueError(f"{value!r} is not a duration such as 500ms, 60s, 30m or 1h30m")
     return sum(float(n) * _DURATION_S[unit] for n, _, unit in re.findall(r"(\d+(\.\d+)?)(ms|s|m|h)", text))
@@ -36,9 +38,9 @@ def duration_text(seconds: float) -> str:
 
 def quantity(value: Any) -> float:
     """'8Gi', '500m', '2', 2 to a plain number (bytes, cores)."""
-    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
     match = re.fullmatch(_QUANTITY_PATTERN, text)
-    if not match:
+    if not match or len(text) > _SCALAR_MAX:
         raise ValueError(f"{value!r} is not a quantity such as 8Gi, 500m or 2")
     return float(match[1]) * _QUANTITY[match[2] or ""]
 
@@ -64,13 +66,30 @@ Duration = Annotated[
     float,
     BeforeValidator(_positive_s),
     PlainSerializer(duration_text, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": f"^{_DURATION_PATTERN}$"}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "maxLength": _SCALAR_MAX,
+            "pattern": f"^{_DURATION_PATTERN}$",
+            "x-kubernetes-validations": [{"rule": "duration(self) > duration('0s')", "message": "must be above 0"}],
+        }
+    ),
 ]
 # Kept as written: what Kubernetes gets is what the author wrote.
 Quantity = Annotated[
     str,
     BeforeValidator(_quantity_text),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "maxLength": _SCALAR_MAX,
+            "pattern": f"^{_QUANTITY_PATTERN.replace('?:', '')}$",
+            "x-kubernetes-int-or-string": True,
+        }
+    ),
 ]
 # A DNS label, as Kubernetes names things.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+Name = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+LabelValue = Annotated[str, Field(max_length=63)]
+# requests | limits -> resource -> quantity.
+Resources = dict[str, Annotated[dict[str, Quantity], Field(max_length=32)]]

@@ -4,8 +4,6 @@ Promise: a status read back from the API server is accepted whatever its version
 unknown fields are let through, because status is never input.
 """
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
@@ -15,39 +13,66 @@ class _Part(BaseModel):
 
 
 class Endpoint(_Part):
-    grpc: str = ""
-    http: str = ""
+    grpc: str = Field(default="", description="host:port of penstock.v1.Inference, inside the cluster.")
+    http: str = Field(default="", description="host:port of the OpenAI-compatible API, inside the cluster.")
 
 
 class Revision(_Part):
-    current: str = ""
-    updated: str = ""
+    current: str = Field(default="", description="Revision that serves.")
+    updated: str = Field(default="", description="Revision that the spec asks for.")
 
 
 class PoolStatus(_Part):
-    name: str
-    desired: int = 0
-    ready: int = 0
-    draining: int = 0
+    name: str = Field(description="Name of the pool.")
+    desired: int = Field(default=0, description="Workers asked for.")
+    ready: int = Field(default=0, description="Workers that take requests, of all revisions.")
+    draining: int = Field(default=0, description="Workers that end their running answers, of all revisions.")
 
 
 class SloAttained(_Part):
-    service_class: str = Field(alias="class")
-    ttft_attained: float | None = None
-    tpot_attained: float | None = None
+    service_class: str = Field(alias="class", description="Service class.")
+    ttft_attained: float | None = Field(default=None, description="Share of requests within the class's ttft, 0 to 1.")
+    tpot_attained: float | None = Field(default=None, description="Share of requests within the class's tpot, 0 to 1.")
 
 
 class Scaling(_Part):
-    reason: str = ""
-    last_change: str = ""
+    reason: str = Field(default="", description="Why the sizes are what they are.")
+    last_change: str = Field(default="", description="When a size was last changed, RFC 3339.")
+
+
+class RolloutProgress(_Part):
+    target: str = Field(default="", description="Revision that grows.")
+    ready: int = Field(default=0, description="Its greatest number of ready workers so far.")
+    since: str = Field(default="", description="When that number was reached, RFC 3339.")
+
+
+class Columns(_Part):
+    """What `kubectl get llm` prints; programs read the other fields."""
+
+    prefill: str = Field(default="", description="ready/desired of the pool prefill.")
+    decode: str = Field(default="", description="ready/desired of the pool decode.")
+    workers: str = Field(default="", description="ready/desired of the pool workers.")
+    slo: str = Field(default="", description="Least attainment of all classes, in percent.")
+
+
+class Condition(_Part):
+    type: str = Field(max_length=316, description="Ready, Progressing, Degraded, SLOMet or Autoscaling.")
+    status: str = Field(max_length=7, description="True, False or Unknown.")
+    reason: str = Field(default="", max_length=1024, description="CamelCase, for programs.")
+    message: str = Field(default="", max_length=32_768, description="For people.")
+    last_transition_time: str = Field(default="", description="When the status last changed, RFC 3339.")
+    observed_generation: int = Field(default=0, description="Generation of the spec that this is about.")
 
 
 class Status(_Part):
-    observed_generation: int = 0
+    observed_generation: int = Field(default=0, description="Generation of the spec that this status is about.")
     phase: str = Field(default="", description="For people; programs read conditions.")
-    endpoint: Endpoint = Endpoint()
-    revision: Revision = Revision()
-    pools: tuple[PoolStatus, ...] = ()
-    slo: tuple[SloAttained, ...] = ()
-    scaling: Scaling = Scaling()
-    conditions: tuple[dict[str, Any], ...] = Field(default=(), description="Ready, Progressing, Degraded, SLOMet, Autoscaling.")
+    model: str = Field(default="", description="Served name.")
+    endpoint: Endpoint = Field(default=Endpoint(), description="Where clients call.")
+    revision: Revision = Field(default=Revision(), description="Revisions of the workers.")
+    pools: tuple[PoolStatus, ...] = Field(default=(), description="Pools of workers.")
+    slo: tuple[SloAttained, ...] = Field(default=(), description="Attainment by class.")
+    scaling: Scaling = Field(default=Scaling(), description="The autoscaler's last word.")
+    rollout: RolloutProgress = Field(default=RolloutProgress(), description="How far the running rollout has come.")
+    columns: Columns = Field(default=Columns(), description="Columns of kubectl get llm.")
+    conditions: tuple[Condition, ...] = Field(default=(), description="Ready, Progressing, Degraded, SLOMet, Autoscaling.")

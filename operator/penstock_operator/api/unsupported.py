@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from penstock_operator.api.llmservice import Pool, Spec
+from penstock_operator.api.llmservice import Spec
 
-Where = Literal["local"]
+Where = Literal["local", "cluster"]
+_MOST_GPUS = 16  # of one pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,9 @@ class Refusal:
 
 
 def unsupported(spec: Spec, where: Where = "local") -> list[Refusal]:
-    """Settings that would change behaviour and are not built; `up` refuses a manifest that has any."""
-    found = [*_model(spec), *_engine(spec), *_topology(spec), *_service(spec)]
-    return [Refusal(f"spec.{field}", message) for field, message in found]
+    """Settings that would change behaviour and are not built; `up` and the operator refuse a manifest that has any."""
+    here = _local(spec) if where == "local" else _cluster(spec)
+    return [Refusal(f"spec.{field}", message) for field, message in [*_everywhere(spec), *here]]
 
 
 def without_effect(spec: Spec, where: Where = "local") -> list[Refusal]:
@@ -47,45 +48,15 @@ def without_effect(spec: Spec, where: Where = "local") -> list[Refusal]:
     return [Refusal(f"spec.{field}", "has no effect on one machine") for field, given in found if given]
 
 
-def _model(spec: Spec) -> Iterator[tuple[str, str]]:
-    model = spec.model
-    scheme = model.source.partition("://")[0]
-    if scheme in ("s3", "pvc"):
-        accepted = "hf://, file:// or penstock://tiny"
-        yield "model.source", f"{scheme}:// is not built yet; give {accepted}"
+def _everywhere(spec: Spec) -> Iterator[tuple[str, str]]:
+    model, pools = spec.model, spec.topology.pools
     if model.adapters:
         yield "model.adapters", "adapters are not built yet; remove them"
-    if model.secret_ref is not None:
-        yield "model.secretRef", "Secrets are Kubernetes'; locally set HF_TOKEN in the environment"
-
-
-def _engine(spec: Spec) -> Iterator[tuple[str, str]]:
-    engine = spec.engine
-    if engine.device == "gpu":
-        yield "engine.device", "gpu is not built for `penstock up` yet; give cpu"
-    for position, variable in enumerate(engine.env):
-        if variable.value_from is not None:
-            yield f"engine.env[{position}].valueFrom", "is Kubernetes'; locally give value"
-
-
-def _topology(spec: Spec) -> Iterator[tuple[str, str]]:
-    pools = spec.topology.pools
     if not pools:
         yield "topology.mode", "auto without pools needs the planner, which is not built yet; give workers, or prefill and decode"
     for name, pool in pools.items():
-        yield from _pool(name, pool)
-
-
-def _pool(name: str, pool: Pool) -> Iterator[tuple[str, str]]:
-    if pool.replicas == 0:
-        yield f"topology.{name}.replicas", "0 is not built yet (scale to zero); give at least 1"
-    for axis in ("tensor", "pipeline"):
-        degree = getattr(pool.parallelism, axis)
-        if degree > 1:
-            yield f"topology.{name}.parallelism.{axis}", f"{degree} needs GPUs; on one machine's CPU give 1"
-
-
-def _service(spec: Spec) -> Iterator[tuple[str, str]]:
+        if pool.replicas == 0:
+            yield f"topology.{name}.replicas", "0 is not built yet (scale to zero); give at least 1"
     if spec.fairness.tenants:
         yield "fairness.tenants", "fairness between tenants is not built yet; remove them"
     if spec.auth is not None:
@@ -97,7 +68,37 @@ def _service(spec: Spec) -> Iterator[tuple[str, str]]:
         yield "autoscaling.mode", f"{scaling.mode} is not built yet; give off"
     if scaling.scale_to_zero_after is not None:
         yield "autoscaling.scaleToZeroAfter", "is not built yet; remove it"
+
+
+def _local(spec: Spec) -> Iterator[tuple[str, str]]:
+    scheme = spec.model.source.partition("://")[0]
+    if scheme in ("s3", "pvc"):
+        yield "model.source", f"{scheme}:// is not built yet; give hf://, file:// or penstock://tiny"
+    if spec.model.secret_ref is not None:
+        yield "model.secretRef", "Secrets are Kubernetes'; locally set HF_TOKEN in the environment"
+    if spec.engine.device == "gpu":
+        yield "engine.device", "gpu is not built for `penstock up` yet; give cpu"
+    for position, variable in enumerate(spec.engine.env):
+        if variable.value_from is not None:
+            yield f"engine.env[{position}].valueFrom", "is Kubernetes'; locally give value"
+    for name, pool in spec.topology.pools.items():
+        for axis in ("tensor", "pipeline"):
+            degree = getattr(pool.parallelism, axis)
+            if degree > 1:
+                yield f"topology.{name}.parallelism.{axis}", f"{degree} needs GPUs; on one machine's CPU give 1"
     if spec.router.replicas > 1:
         yield "router.replicas", f"{spec.router.replicas} is not built for one machine; give 1"
     if spec.paused:
         yield "paused", "true asks for nothing to be started; give false"
+
+
+def _cluster(spec: Spec) -> Iterator[tuple[str, str]]:
+    if spec.model.source.startswith("s3://"):
+        yield "model.source", "s3:// is not built yet; give hf://, pvc://, file:// or penstock://tiny"
+    for name, pool in spec.topology.pools.items():
+        tensor, pipeline = pool.parallelism.tensor, pool.parallelism.pipeline
+        if tensor * pipeline > 1 and spec.engine.device == "cpu":
+            yield f"topology.{name}.parallelism", "more than one device needs GPUs; with engine.device cpu give 1"
+        if tensor * pipeline > _MOST_GPUS:
+            told = f"{tensor * pipeline} GPUs of one worker are more than one pod holds; several pods are not built yet"
+            yield f"topology.{name}.parallelism", f"{told}; give at most {_MOST_GPUS}"

@@ -40,6 +40,8 @@ def ray_environment(run: Run, given: Mapping[str, str]) -> dict[str, str]:
         "RAY_SERVE_LOG_TO_STDERR": "0",
         # Ten times a second by default: 5 % of a core for ever, on a machine that computes tokens.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+        # Ray runs its workers at nice 15: behind everything else on the machine, the clients that wait for them included.
+        "RAY_worker_niceness": "0",
         # On a loaded machine a worker process may take longer than Ray's 60 s to register.
         "RAY_worker_register_timeout_seconds": "180",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(max(1, round(run.drain_s))),

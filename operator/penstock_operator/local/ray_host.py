@@ -1,7 +1,8 @@
 """The process that owns the local Ray: starts it, runs the Serve application, ends both.
 
-Promise: it says on stdout, one JSON object a line, what happens; on SIGTERM it drains the replicas and
-ends Ray. Its supervisor never imports Ray, so the command line stays small and quick.
+Promise: it says on stdout, one JSON object a line, what happens; on SIGUSR1 it reads its file again and
+deploys what has changed; on SIGTERM it drains the replicas and ends Ray. Its supervisor never imports Ray,
+so the command line stays small and quick.
 """
 
 import json
@@ -39,7 +40,9 @@ class Events:
             self.broken = True
 
 
-class Stop:
+class Flag:
+    """A signal's handler."""
+
     def __init__(self) -> None:
         self.asked = False
 
@@ -52,16 +55,22 @@ def main(argv: list[str]) -> int:
     # Libraries print to stdout; the supervisor's pipe is for events only.
     events = Events(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
-    stop = Stop()
+    stop, changed = Flag(), Flag()
     start_ray(config, events)
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
         signal.signal(number, stop)
+    signal.signal(signal.SIGUSR1, changed)
     from ray import serve
 
     try:
         if not stop.asked:
+            serve.start(proxy_location="Disabled")
             _deploy(config["builder"], config["app"], events)
-            _watch(events, stop)
+            while not stop.asked and not events.broken:
+                _watch(events, stop, changed)
+                if changed.asked:
+                    changed.asked = False
+                    _deploy(config["builder"], json.loads(Path(argv[0]).read_text())["app"], events)
     finally:
         events("stopping")
         _end(serve, events)
@@ -96,12 +105,10 @@ def _start_nothing(node: Any, *arguments: Any, **options: Any) -> None:
 
 def _deploy(builder: str, app: dict[str, Any], events: Events) -> None:
     """Hands the application to Serve and returns at once: the engines load while the supervisor reports."""
-    from ray import serve
     from ray.serve.api import RunTarget, run_many
 
     module, _, name = builder.partition(":")
     build = getattr(import_module(module), name)
-    serve.start(proxy_location="Disabled")
     run_many(
         [RunTarget(target=build(app), name=APPLICATION, route_prefix=None)],
         wait_for_ingress_deployment_creation=False,
@@ -110,12 +117,12 @@ def _deploy(builder: str, app: dict[str, Any], events: Events) -> None:
     events("deployed")
 
 
-def _watch(events: Events, stop: Stop) -> None:
+def _watch(events: Events, stop: Flag, changed: Flag) -> None:
     from ray import serve
 
     last: dict[str, Any] = {}
     due_s = 0.0
-    while not stop.asked and not events.broken:
+    while not stop.asked and not changed.asked and not events.broken:
         if time.monotonic() >= due_s:
             found = _summary(serve.status())
             if found != last:

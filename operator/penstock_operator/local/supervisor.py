@@ -1,7 +1,8 @@
 """Runs one LLMService on this machine: a Ray host, a router, and nothing left when it ends.
 
 Promise: 1. the run is recorded before its first process starts; 2. a router that dies is started again;
-3. whatever ends the service, every process of the run is ended and proven gone before the record is.
+3. SIGUSR1 applies the replicas that are written down as wanted; 4. whatever ends the service, every process of the run is ended
+and proven gone before the record is.
 """
 
 import json
@@ -19,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from penstock_operator.api import LLMService
-from penstock_operator.local import launch, owned, progress, state
+from penstock_operator.local import ask, launch, owned, progress, rescale, state
 from penstock_operator.local.desire import Desired, desire
 from penstock_operator.local.environment import child_environment, ray_environment
 from penstock_operator.local.ports import Listen, settle
@@ -53,12 +54,11 @@ class _Asked:
 
 
 def supervise(service: LLMService, listen: Listen, say: Say, programs: Programs = Programs()) -> int:
-    """Blocks until the service has ended; 0 when it was asked to, 1 when it failed."""
-    name = service.metadata.name
-    folder = state.open_folder(name)
+    """Blocks until the service has ended; 0 when it was asked to, 1 when it failed. One that runs already gets other replicas."""
+    folder = state.open_folder(service.metadata.name)
     with state.lock(folder) as held:
         if not held:
-            raise LocalError(_already(name, state.read(folder)))
+            return rescale.rescale(service, folder, say)
         clean_up(folder, say)
         listen = settle(listen)
         run = _record(service, listen)
@@ -86,11 +86,6 @@ def _must_end(run: Run, grace_s: float) -> None:
         raise LocalError(f"processes of {run.name} survive SIGKILL: {pids}")
 
 
-def _already(name: str, run: Run | None) -> str:
-    where = f" http={run.http} grpc={run.grpc}" if run else ""
-    return f"{name} is running already:{where}; `penstock down {name}` ends it"
-
-
 def _record(service: LLMService, listen: Listen) -> Run:
     run_id = uuid.uuid4().hex
     me = owned.look(os.getpid())
@@ -112,9 +107,10 @@ def _record(service: LLMService, listen: Listen) -> Run:
 
 class _Supervisor:
     def __init__(self, service: LLMService, run: Run, folder: Path, say: Say, programs: Programs) -> None:
-        self._run, self._folder, self._say, self._programs = run, folder, say, programs
+        self._service, self._run, self._folder, self._say, self._programs = service, run, folder, say, programs
         self._desired: Desired = desire(service, run, folder, dict(os.environ))
         self._asked = _Asked()
+        self._changed = _Asked()
         self._ray: subprocess.Popen[bytes] | None = None
         self._router: subprocess.Popen[bytes] | None = None
         self._router_began_s = 0.0
@@ -125,6 +121,7 @@ class _Supervisor:
 
     def run(self) -> int:
         before = {one: signal.signal(one, self._asked) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._changed)
         code = 1
         try:
             self._start()
@@ -139,6 +136,7 @@ class _Supervisor:
 
     def _start(self) -> None:
         Path(self._run.ray_dir).mkdir(mode=0o700)
+        rescale.write(self._folder, rescale.RUNNING, self._service)
         for name, config in (("router", self._desired.router), ("ray", self._desired.ray)):
             (self._folder / f"{name}.json").write_text(json.dumps(config, indent=1))
             (self._folder / f"{name}.log").write_bytes(b"")
@@ -162,6 +160,8 @@ class _Supervisor:
             self._read_events()
             self._watch_ray()
             self._watch_router(ready)
+            if ready and self._changed.times:
+                self._rescale()
             now_s = time.monotonic()
             if not ready and now_s - asked_router_s >= _ASK_EVERY_S:
                 asked_router_s = now_s
@@ -169,7 +169,7 @@ class _Supervisor:
         return 0
 
     def _look_for_workers(self) -> bool:
-        workers = _ask_router(self._run.grpc) if self._router_due_s is None else ()
+        workers = ask.workers(self._run.grpc) if self._router_due_s is None else ()
         now_s = time.monotonic()
         for line in self._narrator.workers(workers, now_s):
             self._say(line)
@@ -182,6 +182,23 @@ class _Supervisor:
         state.write(self._folder, self._run)
         self._say(f"ready http={self._run.http} grpc={self._run.grpc}")
         return True
+
+    def _rescale(self) -> None:
+        self._changed.times = 0
+        try:
+            wanted = rescale.read(self._folder, rescale.WANTED)
+        except LocalError as error:
+            self._say(f"error: {error}")
+            return
+        if not rescale.only_replicas_differ(self._service, wanted):
+            self._say("what is wanted differs in more than replicas: nothing is changed")
+            return
+        self._service, self._desired = wanted, desire(wanted, self._run, self._folder, dict(os.environ))
+        (self._folder / "ray.json").write_text(json.dumps(self._desired.ray, indent=1))
+        rescale.write(self._folder, rescale.RUNNING, wanted)
+        self._say(f"scaling to {', '.join(f'{count} {pool}' for pool, count in self._desired.expected.items())}")
+        assert self._ray is not None
+        self._ray.send_signal(signal.SIGUSR1)
 
     def _read_events(self) -> None:
         assert self._ray is not None and self._ray.stdout is not None
@@ -247,19 +264,6 @@ class _Supervisor:
         until_s = time.monotonic() + limit_s
         while child.poll() is None and time.monotonic() < until_s and self._asked.times < 2:
             time.sleep(0.05)
-
-
-def _ask_router(address: str) -> tuple[progress.Joined, ...]:
-    """The workers the router knows; none while it does not answer."""
-    # Here and not at the top: importing gRPC would delay the start of the children.
-    from penstock_client import Client, PenstockError
-
-    try:
-        with Client(address, api_key="") as client:
-            workers = client.status(timeout_s=2).workers
-    except PenstockError:
-        return ()
-    return tuple(progress.Joined(one.worker_id, one.pool, one.state) for one in workers)
 
 
 def _ending(code: int) -> str:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpenstock_proto/v1/fleet.proto\x12\x0bpenstock.v1\"\x8e\x02\n\x0cWorkerReport\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.penstock.v1.HelloH\x00\x12+\n\x08snapshot\x18\x02 \x01(\x0b\x32\x17.penstock.v1.KvSnapshotH\x00\x12%\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x14.penstock.v1.KvDeltaH\x00\x12\'\n\x04load\x18\x04 \x01(\x0b\x32\x17.penstock.v1.LoadReportH\x00\x12\'\n\x04\x63ost\x18\x05 \x01(\x0b\x32\x17.penstock.v1.CostReportH\x00\x12)\n\x08\x64raining\x18\x06 \x01(\x0b\x32\x15.penstock.v1.DrainingH\x00\x42\x08\n\x06report\"\xc2\x02\n\x05Hello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x64p_rank\x18\x02 \x01(\r\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x0c\n\x04role\x18\x05 \x01(\t\x12\x12\n\nrole_epoch\x18\x06 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x10\n\x08\x61\x64\x61pters\x18\t \x03(\t\x12\x14\n\x0cmodel_digest\x18\n \x01(\t\x12\x11\n\tkv_compat\x18\x0b \x01(\t\x12\r\n\x05shape\x18\x0c \x01(\t\x12\'\n\x08\x63\x61pacity\x18\r \x01(\x0b\x32\x15.penstock.v1.Capacity\x12\'\n\x04hash\x18\x0e \x01(\x0b\x32\x19.penstock.v1.HashSettings\x12\x14\n\x0c\x63\x61pabilities\x18\x0f \x03(\t\"\x8d\x01\n\x08\x43\x61pacity\x12\x13\n\x0bmax_running\x18\x01 \x01(\r\x12\x1a\n\x12max_batched_tokens\x18\x02 \x01(\r\x12\x11\n\tkv_blocks\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x12\n\nvocab_size\x18\x06 \x01(\r\"/\n\x0cHashSettings\x12\x11\n\talgorithm\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\x0c\"K\n\nKvSnapshot\x12\x10\n\x08next_seq\x18\x01 \x01(\x04\x12\r\n\x05\x63hunk\x18\x02 \x01(\r\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x0e\n\x06hashes\x18\x04 \x01(\x0c\"6\n\x07KvDelta\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x1e\n\x03ops\x18\x02 \x03(\x0b\x32\x11.penstock.v1.KvOp\"\x80\x01\n\x04KvOp\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.penstock.v1.KvOp.Kind\x12\x0e\n\x06hashes\x18\x02 \x01(\x0c\"B\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\n\n\x06STORED\x10\x01\x12\x0b\n\x07REMOVED\x10\x02\x12\x0b\n\x07\x43LEARED\x10\x03\"\x94\x01\n\nLoadReport\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x16\n\x0eprefill_tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\x12\x10\n\x08kv_usage\x18\x05 \x01(\x01\x12\r\n\x05steps\x18\x06 \x01(\x04\x12\x13\n\x0blast_leg_id\x18\x07 \x01(\x04\"\xd1\x01\n\nCostReport\x12\x0e\n\x06\x62\x61se_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x03 \x01(\x01\x12\x11\n\tcontext_s\x18\x04 \x01(\x01\x12\x0f\n\x07samples\x18\x05 \x01(\x04\x12\x11\n\terror_p50\x18\x06 \x01(\x01\x12\x11\n\terror_p90\x18\x07 \x01(\x01\x12\x17\n\x0ftransfer_base_s\x18\x08 \x01(\x01\x12\x18\n\x10transfer_token_s\x18\t \x01(\x01\x12\x11\n\ttransfers\x18\n \x01(\x04\"/\n\x08\x44raining\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x02 \x01(\r\"\x95\x01\n\x0cRouterNotice\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.penstock.v1.WelcomeH\x00\x12%\n\x06resend\x18\x02 \x01(\x0b\x32\x13.penstock.v1.ResendH\x00\x12+\n\x04role\x18\x03 \x01(\x0b\x32\x1b.penstock.v1.RoleAssignmentH\x00\x42\x08\n\x06notice\"\x1c\n\x07Welcome\x12\x11\n\trouter_id\x18\x01 \x01(\t\"\x08\n\x06Resend\"-\n\x0eRoleAssignment\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x32I\n\x05\x46leet\x12@\n\x04Join\x12\x19.penstock.v1.WorkerReport\x1a\x19.penstock.v1.RouterNotice(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpenstock_proto/v1/fleet.proto\x12\x0bpenstock.v1\"\xb9\x02\n\x0cWorkerReport\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.penstock.v1.HelloH\x00\x12+\n\x08snapshot\x18\x02 \x01(\x0b\x32\x17.penstock.v1.KvSnapshotH\x00\x12%\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x14.penstock.v1.KvDeltaH\x00\x12\'\n\x04load\x18\x04 \x01(\x0b\x32\x17.penstock.v1.LoadReportH\x00\x12\'\n\x04\x63ost\x18\x05 \x01(\x0b\x32\x17.penstock.v1.CostReportH\x00\x12)\n\x08\x64raining\x18\x06 \x01(\x0b\x32\x15.penstock.v1.DrainingH\x00\x12)\n\x04seen\x18\x07 \x01(\x0b\x32\x19.penstock.v1.SeenRequestsH\x00\x42\x08\n\x06report\"\xc2\x02\n\x05Hello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x64p_rank\x18\x02 \x01(\r\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x0c\n\x04role\x18\x05 \x01(\t\x12\x12\n\nrole_epoch\x18\x06 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x10\n\x08\x61\x64\x61pters\x18\t \x03(\t\x12\x14\n\x0cmodel_digest\x18\n \x01(\t\x12\x11\n\tkv_compat\x18\x0b \x01(\t\x12\r\n\x05shape\x18\x0c \x01(\t\x12\'\n\x08\x63\x61pacity\x18\r \x01(\x0b\x32\x15.penstock.v1.Capacity\x12\'\n\x04hash\x18\x0e \x01(\x0b\x32\x19.penstock.v1.HashSettings\x12\x14\n\x0c\x63\x61pabilities\x18\x0f \x03(\t\"\x8d\x01\n\x08\x43\x61pacity\x12\x13\n\x0bmax_running\x18\x01 \x01(\r\x12\x1a\n\x12max_batched_tokens\x18\x02 \x01(\r\x12\x11\n\tkv_blocks\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x12\n\nvocab_size\x18\x06 \x01(\r\"/\n\x0cHashSettings\x12\x11\n\talgorithm\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\x0c\"K\n\nKvSnapshot\x12\x10\n\x08next_seq\x18\x01 \x01(\x04\x12\r\n\x05\x63hunk\x18\x02 \x01(\r\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x0e\n\x06hashes\x18\x04 \x01(\x0c\"6\n\x07KvDelta\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x1e\n\x03ops\x18\x02 \x03(\x0b\x32\x11.penstock.v1.KvOp\"\x80\x01\n\x04KvOp\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.penstock.v1.KvOp.Kind\x12\x0e\n\x06hashes\x18\x02 \x01(\x0c\"B\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\n\n\x06STORED\x10\x01\x12\x0b\n\x07REMOVED\x10\x02\x12\x0b\n\x07\x43LEARED\x10\x03\"\x94\x01\n\nLoadReport\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x16\n\x0eprefill_tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\x12\x10\n\x08kv_usage\x18\x05 \x01(\x01\x12\r\n\x05steps\x18\x06 \x01(\x04\x12\x13\n\x0blast_leg_id\x18\x07 \x01(\x04\"\xd1\x01\n\nCostReport\x12\x0e\n\x06\x62\x61se_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x03 \x01(\x01\x12\x11\n\tcontext_s\x18\x04 \x01(\x01\x12\x0f\n\x07samples\x18\x05 \x01(\x04\x12\x11\n\terror_p50\x18\x06 \x01(\x01\x12\x11\n\terror_p90\x18\x07 \x01(\x01\x12\x17\n\x0ftransfer_base_s\x18\x08 \x01(\x01\x12\x18\n\x10transfer_token_s\x18\t \x01(\x01\x12\x11\n\ttransfers\x18\n \x01(\x04\"/\n\x08\x44raining\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x02 \x01(\r\"\x1e\n\x0cSeenRequests\x12\x0e\n\x06hashes\x18\x01 \x01(\x0c\"\x95\x01\n\x0cRouterNotice\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.penstock.v1.WelcomeH\x00\x12%\n\x06resend\x18\x02 \x01(\x0b\x32\x13.penstock.v1.ResendH\x00\x12+\n\x04role\x18\x03 \x01(\x0b\x32\x1b.penstock.v1.RoleAssignmentH\x00\x42\x08\n\x06notice\"\x1c\n\x07Welcome\x12\x11\n\trouter_id\x18\x01 \x01(\t\"\x08\n\x06Resend\"-\n\x0eRoleAssignment\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x32I\n\x05\x46leet\x12@\n\x04Join\x12\x19.penstock.v1.WorkerReport\x1a\x19.penstock.v1.RouterNotice(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,35 +32,37 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock_proto.v1.fleet_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKERREPORT']._serialized_start=47
-  _globals['_WORKERREPORT']._serialized_end=317
-  _globals['_HELLO']._serialized_start=320
-  _globals['_HELLO']._serialized_end=642
-  _globals['_CAPACITY']._serialized_start=645
-  _globals['_CAPACITY']._serialized_end=786
-  _globals['_HASHSETTINGS']._serialized_start=788
-  _globals['_HASHSETTINGS']._serialized_end=835
-  _globals['_KVSNAPSHOT']._serialized_start=837
-  _globals['_KVSNAPSHOT']._serialized_end=912
-  _globals['_KVDELTA']._serialized_start=914
-  _globals['_KVDELTA']._serialized_end=968
-  _globals['_KVOP']._serialized_start=971
-  _globals['_KVOP']._serialized_end=1099
-  _globals['_KVOP_KIND']._serialized_start=1033
-  _globals['_KVOP_KIND']._serialized_end=1099
-  _globals['_LOADREPORT']._serialized_start=1102
-  _globals['_LOADREPORT']._serialized_end=1250
-  _globals['_COSTREPORT']._serialized_start=1253
-  _globals['_COSTREPORT']._serialized_end=1462
-  _globals['_DRAINING']._serialized_start=1464
-  _globals['_DRAINING']._serialized_end=1511
-  _globals['_ROUTERNOTICE']._serialized_start=1514
-  _globals['_ROUTERNOTICE']._serialized_end=1663
-  _globals['_WELCOME']._serialized_start=1665
-  _globals['_WELCOME']._serialized_end=1693
-  _globals['_RESEND']._serialized_start=1695
-  _globals['_RESEND']._serialized_end=1703
-  _globals['_ROLEASSIGNMENT']._serialized_start=1705
-  _globals['_ROLEASSIGNMENT']._serialized_end=1750
-  _globals['_FLEET']._serialized_start=1752
-  _globals['_FLEET']._serialized_end=1825
+  _globals['_WORKERREPORT']._serialized_end=360
+  _globals['_HELLO']._serialized_start=363
+  _globals['_HELLO']._serialized_end=685
+  _globals['_CAPACITY']._serialized_start=688
+  _globals['_CAPACITY']._serialized_end=829
+  _globals['_HASHSETTINGS']._serialized_start=831
+  _globals['_HASHSETTINGS']._serialized_end=878
+  _globals['_KVSNAPSHOT']._serialized_start=880
+  _globals['_KVSNAPSHOT']._serialized_end=955
+  _globals['_KVDELTA']._serialized_start=957
+  _globals['_KVDELTA']._serialized_end=1011
+  _globals['_KVOP']._serialized_start=1014
+  _globals['_KVOP']._serialized_end=1142
+  _globals['_KVOP_KIND']._serialized_start=1076
+  _globals['_KVOP_KIND']._serialized_end=1142
+  _globals['_LOADREPORT']._serialized_start=1145
+  _globals['_LOADREPORT']._serialized_end=1293
+  _globals['_COSTREPORT']._serialized_start=1296
+  _globals['_COSTREPORT']._serialized_end=1505
+  _globals['_DRAINING']._serialized_start=1507
+  _globals['_DRAINING']._serialized_end=1554
+  _globals['_SEENREQUESTS']._serialized_start=1556
+  _globals['_SEENREQUESTS']._serialized_end=1586
+  _globals['_ROUTERNOTICE']._serialized_start=1589
+  _globals['_ROUTERNOTICE']._serialized_end=1738
+  _globals['_WELCOME']._serialized_start=1740
+  _globals['_WELCOME']._serialized_end=1768
+  _globals['_RESEND']._serialized_start=1770
+  _globals['_RESEND']._serialized_end=1778
+  _globals['_ROLEASSIGNMENT']._serialized_start=1780
+  _globals['_ROLEASSIGNMENT']._serialized_end=1825
+  _globals['_FLEET']._serialized_start=1827
+  _globals['_FLEET']._serialized_end=1900
 # @@protoc_insertion_point(module_scope)

@@ -8,20 +8,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WorkerReport(_message.Message):
-    __slots__ = ("hello", "snapshot", "delta", "load", "cost", "draining")
+    __slots__ = ("hello", "snapshot", "delta", "load", "cost", "draining", "seen")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     COST_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     snapshot: KvSnapshot
     delta: KvDelta
     load: LoadReport
     cost: CostReport
     draining: Draining
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., snapshot: _Optional[_Union[KvSnapshot, _Mapping]] = ..., delta: _Optional[_Union[KvDelta, _Mapping]] = ..., load: _Optional[_Union[LoadReport, _Mapping]] = ..., cost: _Optional[_Union[CostReport, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
+    seen: SeenRequests
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., snapshot: _Optional[_Union[KvSnapshot, _Mapping]] = ..., delta: _Optional[_Union[KvDelta, _Mapping]] = ..., load: _Optional[_Union[LoadReport, _Mapping]] = ..., cost: _Optional[_Union[CostReport, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., seen: _Optional[_Union[SeenRequests, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("worker_id", "dp_rank", "incarnation", "pool", "role", "role_epoch", "address", "model", "adapters", "model_digest", "kv_compat", "shape", "capacity", "hash", "capabilities")
@@ -168,6 +170,12 @@ class Draining(_message.Message):
     reason: str
     deadline_ms: int
     def __init__(self, reason: _Optional[str] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+
+class SeenRequests(_message.Message):
+    __slots__ = ("hashes",)
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    hashes: bytes
+    def __init__(self, hashes: _Optional[bytes] = ...) -> None: ...
 
 class RouterNotice(_message.Message):
     __slots__ = ("welcome", "resend", "role")

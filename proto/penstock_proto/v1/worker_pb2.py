@@ -26,7 +26,7 @@ from penstock_proto.v1 import common_pb2 as penstock__proto_dot_v1_dot_common__p
 from penstock_proto.v1 import inference_pb2 as penstock__proto_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epenstock_proto/v1/worker.proto\x12\x0bpenstock.v1\x1a\x1epenstock_proto/v1/common.proto\x1a!penstock_proto/v1/inference.proto\"\xee\x01\n\rWorkerCommand\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.penstock.v1.AttachHelloH\x00\x12&\n\x05start\x18\x02 \x01(\x0b\x32\x15.penstock.v1.StartLegH\x00\x12&\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x15.penstock.v1.AbortLegH\x00\x12+\n\x08hand_off\x18\x04 \x01(\x0b\x32\x17.penstock.v1.HandOffLegH\x00\x12*\n\treject_kv\x18\x05 \x01(\x0b\x32\x15.penstock.v1.RejectKvH\x00\x42\t\n\x07\x63ommand\" \n\x0b\x41ttachHello\x12\x11\n\trouter_id\x18\x01 \x01(\t\"\x81\x02\n\x08StartLeg\x12\x0e\n\x06leg_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x0f\n\x07\x65mitted\x18\x04 \x01(\r\x12\x12\n\nchars_sent\x18\x05 \x01(\r\x12\'\n\x08sampling\x18\x06 \x01(\x0b\x32\x15.penstock.v1.Sampling\x12\x16\n\x0emax_leg_tokens\x18\x07 \x01(\r\x12!\n\x02kv\x18\x08 \x01(\x0b\x32\x15.penstock.v1.KvSource\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x12\n\ncache_salt\x18\n \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x0b \x01(\t\"\x1a\n\x08\x41\x62ortLeg\x12\x0e\n\x06leg_id\x18\x01 \x01(\x04\"\x1c\n\nHandOffLeg\x12\x0e\n\x06leg_id\x18\x01 \x01(\x04\"-\n\x08RejectKv\x12!\n\x02kv\x18\x01 \x01(\x0b\x32\x15.penstock.v1.KvSource\"{\n\x08KvSource\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x11\n\tkv_compat\x18\x03 \x01(\t\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\x12\x10\n\x08lease_ms\x18\x05 \x01(\r\x12\x0e\n\x06params\x18\x06 \x01(\x0c\"3\n\x0bStepOutputs\x12$\n\x04legs\x18\x01 \x03(\x0b\x32\x16.penstock.v1.LegOutput\"\xba\x02\n\tLegOutput\x12\x0e\n\x06leg_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x12\n\nchars_sent\x18\x04 \x01(\r\x12\x30\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x19.penstock.v1.FinishReason\x12\x13\n\x0bstop_reason\x18\x06 \x01(\t\x12+\n\x08logprobs\x18\x07 \x03(\x0b\x32\x19.penstock.v1.TokenLogprob\x12!\n\x02kv\x18\x08 \x01(\x0b\x32\x15.penstock.v1.KvSource\x12+\n\x07\x63ontext\x18\t \x01(\x0b\x32\x1a.penstock.v1.ContextSource\x12$\n\x05\x65rror\x18\n \x01(\x0b\x32\x15.penstock.v1.LegError\"[\n\rContextSource\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x1a\n\x12transferred_tokens\x18\x02 \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\x03 \x01(\r\"\xa9\x01\n\x08LegError\x12*\n\x05\x66\x61ult\x18\x01 \x01(\x0e\x32\x1b.penstock.v1.LegError.Fault\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"Q\n\x05\x46\x61ult\x12\x15\n\x11\x46\x41ULT_UNSPECIFIED\x10\x00\x12\n\n\x06\x43\x41LLER\x10\x01\x12\n\n\x06WORKER\x10\x02\x12\x0c\n\x08TRANSFER\x10\x03\x12\x0b\n\x07REFUSED\x10\x04\"\x0e\n\x0cModelRequest\"K\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\"X\n\rDirectRequest\x12#\n\x06ticket\x18\x01 \x01(\x0b\x32\x13.penstock.v1.Ticket\x12\"\n\x03leg\x18\x02 \x01(\x0b\x32\x15.penstock.v1.StartLeg2\xd3\x01\n\x06Worker\x12\x42\n\x06\x41ttach\x12\x1a.penstock.v1.WorkerCommand\x1a\x18.penstock.v1.StepOutputs(\x01\x30\x01\x12G\n\x08Generate\x12\x1a.penstock.v1.DirectRequest\x1a\x1d.penstock.v1.GenerateResponse0\x01\x12<\n\x05Model\x12\x19.penstock.v1.ModelRequest\x1a\x16.penstock.v1.ModelFile0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epenstock_proto/v1/worker.proto\x12\x0bpenstock.v1\x1a\x1epenstock_proto/v1/common.proto\x1a!penstock_proto/v1/inference.proto\"\xee\x01\n\rWorkerCommand\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.penstock.v1.AttachHelloH\x00\x12&\n\x05start\x18\x02 \x01(\x0b\x32\x15.penstock.v1.StartLegH\x00\x12&\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x15.penstock.v1.AbortLegH\x00\x12+\n\x08hand_off\x18\x04 \x01(\x0b\x32\x17.penstock.v1.HandOffLegH\x00\x12*\n\treject_kv\x18\x05 \x01(\x0b\x32\x15.penstock.v1.RejectKvH\x00\x42\t\n\x07\x63ommand\" \n\x0b\x41ttachHello\x12\x11\n\trouter_id\x18\x01 \x01(\t\"\x97\x02\n\x08StartLeg\x12\x0e\n\x06leg_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x0f\n\x07\x65mitted\x18\x04 \x01(\r\x12\x12\n\nchars_sent\x18\x05 \x01(\r\x12\'\n\x08sampling\x18\x06 \x01(\x0b\x32\x15.penstock.v1.Sampling\x12\x16\n\x0emax_leg_tokens\x18\x07 \x01(\r\x12!\n\x02kv\x18\x08 \x01(\x0b\x32\x15.penstock.v1.KvSource\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x12\n\ncache_salt\x18\n \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x0b \x01(\t\x12\x14\n\x0crequest_mark\x18\x0c \x01(\x04\"\x1a\n\x08\x41\x62ortLeg\x12\x0e\n\x06leg_id\x18\x01 \x01(\x04\"\x1c\n\nHandOffLeg\x12\x0e\n\x06leg_id\x18\x01 \x01(\x04\"-\n\x08RejectKv\x12!\n\x02kv\x18\x01 \x01(\x0b\x32\x15.penstock.v1.KvSource\"{\n\x08KvSource\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x11\n\tkv_compat\x18\x03 \x01(\t\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\x12\x10\n\x08lease_ms\x18\x05 \x01(\r\x12\x0e\n\x06params\x18\x06 \x01(\x0c\"3\n\x0bStepOutputs\x12$\n\x04legs\x18\x01 \x03(\x0b\x32\x16.penstock.v1.LegOutput\"\xba\x02\n\tLegOutput\x12\x0e\n\x06leg_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x12\n\nchars_sent\x18\x04 \x01(\r\x12\x30\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x19.penstock.v1.FinishReason\x12\x13\n\x0bstop_reason\x18\x06 \x01(\t\x12+\n\x08logprobs\x18\x07 \x03(\x0b\x32\x19.penstock.v1.TokenLogprob\x12!\n\x02kv\x18\x08 \x01(\x0b\x32\x15.penstock.v1.KvSource\x12+\n\x07\x63ontext\x18\t \x01(\x0b\x32\x1a.penstock.v1.ContextSource\x12$\n\x05\x65rror\x18\n \x01(\x0b\x32\x15.penstock.v1.LegError\"[\n\rContextSource\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x1a\n\x12transferred_tokens\x18\x02 \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\x03 \x01(\r\"\xb3\x01\n\x08LegError\x12*\n\x05\x66\x61ult\x18\x01 \x01(\x0e\x32\x1b.penstock.v1.LegError.Fault\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"[\n\x05\x46\x61ult\x12\x15\n\x11\x46\x41ULT_UNSPECIFIED\x10\x00\x12\n\n\x06\x43\x41LLER\x10\x01\x12\n\n\x06WORKER\x10\x02\x12\x0c\n\x08TRANSFER\x10\x03\x12\x0b\n\x07REFUSED\x10\x04\x12\x08\n\x04GONE\x10\x05\"\x0e\n\x0cModelRequest\"K\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\"-\n\x0c\x44rainRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05leave\x18\x02 \x01(\x08\">\n\rDrainResponse\x12\x0c\n\x04legs\x18\x01 \x01(\r\x12\x0b\n\x03\x63ut\x18\x02 \x01(\r\x12\x12\n\nduration_s\x18\x03 \x01(\x01\"X\n\rDirectRequest\x12#\n\x06ticket\x18\x01 \x01(\x0b\x32\x13.penstock.v1.Ticket\x12\"\n\x03leg\x18\x02 \x01(\x0b\x32\x15.penstock.v1.StartLeg2\x93\x02\n\x06Worker\x12\x42\n\x06\x41ttach\x12\x1a.penstock.v1.WorkerCommand\x1a\x18.penstock.v1.StepOutputs(\x01\x30\x01\x12G\n\x08Generate\x12\x1a.penstock.v1.DirectRequest\x1a\x1d.penstock.v1.GenerateResponse0\x01\x12<\n\x05Model\x12\x19.penstock.v1.ModelRequest\x1a\x16.penstock.v1.ModelFile0\x01\x12>\n\x05\x44rain\x12\x19.penstock.v1.DrainRequest\x1a\x1a.penstock.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,31 +38,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHHELLO']._serialized_start=355
   _globals['_ATTACHHELLO']._serialized_end=387
   _globals['_STARTLEG']._serialized_start=390
-  _globals['_STARTLEG']._serialized_end=647
-  _globals['_ABORTLEG']._serialized_start=649
-  _globals['_ABORTLEG']._serialized_end=675
-  _globals['_HANDOFFLEG']._serialized_start=677
-  _globals['_HANDOFFLEG']._serialized_end=705
-  _globals['_REJECTKV']._serialized_start=707
-  _globals['_REJECTKV']._serialized_end=752
-  _globals['_KVSOURCE']._serialized_start=754
-  _globals['_KVSOURCE']._serialized_end=877
-  _globals['_STEPOUTPUTS']._serialized_start=879
-  _globals['_STEPOUTPUTS']._serialized_end=930
-  _globals['_LEGOUTPUT']._serialized_start=933
-  _globals['_LEGOUTPUT']._serialized_end=1247
-  _globals['_CONTEXTSOURCE']._serialized_start=1249
-  _globals['_CONTEXTSOURCE']._serialized_end=1340
-  _globals['_LEGERROR']._serialized_start=1343
-  _globals['_LEGERROR']._serialized_end=1512
-  _globals['_LEGERROR_FAULT']._serialized_start=1431
-  _globals['_LEGERROR_FAULT']._serialized_end=1512
-  _globals['_MODELREQUEST']._serialized_start=1514
-  _globals['_MODELREQUEST']._serialized_end=1528
-  _globals['_MODELFILE']._serialized_start=1530
-  _globals['_MODELFILE']._serialized_end=1605
-  _globals['_DIRECTREQUEST']._serialized_start=1607
-  _globals['_DIRECTREQUEST']._serialized_end=1695
-  _globals['_WORKER']._serialized_start=1698
-  _globals['_WORKER']._serialized_end=1909
+  _globals['_STARTLEG']._serialized_end=669
+  _globals['_ABORTLEG']._serialized_start=671
+  _globals['_ABORTLEG']._serialized_end=697
+  _globals['_HANDOFFLEG']._serialized_start=699
+  _globals['_HANDOFFLEG']._serialized_end=727
+  _globals['_REJECTKV']._serialized_start=729
+  _globals['_REJECTKV']._serialized_end=774
+  _globals['_KVSOURCE']._serialized_start=776
+  _globals['_KVSOURCE']._serialized_end=899
+  _globals['_STEPOUTPUTS']._serialized_start=901
+  _globals['_STEPOUTPUTS']._serialized_end=952
+  _globals['_LEGOUTPUT']._serialized_start=955
+  _globals['_LEGOUTPUT']._serialized_end=1269
+  _globals['_CONTEXTSOURCE']._serialized_start=1271
+  _globals['_CONTEXTSOURCE']._serialized_end=1362
+  _globals['_LEGERROR']._serialized_start=1365
+  _globals['_LEGERROR']._serialized_end=1544
+  _globals['_LEGERROR_FAULT']._serialized_start=1453
+  _globals['_LEGERROR_FAULT']._serialized_end=1544
+  _globals['_MODELREQUEST']._serialized_start=1546
+  _globals['_MODELREQUEST']._serialized_end=1560
+  _globals['_MODELFILE']._serialized_start=1562
+  _globals['_MODELFILE']._serialized_end=1637
+  _globals['_DRAINREQUEST']._serialized_start=1639
+  _globals['_DRAINREQUEST']._serialized_end=1684
+  _globals['_DRAINRESPONSE']._serialized_start=1686
+  _globals['_DRAINRESPONSE']._serialized_end=1748
+  _globals['_DIRECTREQUEST']._serialized_start=1750
+  _globals['_DIRECTREQUEST']._serialized_end=1838
+  _globals['_WORKER']._serialized_start=1841
+  _globals['_WORKER']._serialized_end=2116
 # @@protoc_insertion_point(module_scope)

@@ -30,7 +30,7 @@ class AttachHello(_message.Message):
     def __init__(self, router_id: _Optional[str] = ...) -> None: ...
 
 class StartLeg(_message.Message):
-    __slots__ = ("leg_id", "request_id", "token_ids", "emitted", "chars_sent", "sampling", "max_leg_tokens", "kv", "priority", "cache_salt", "adapter")
+    __slots__ = ("leg_id", "request_id", "token_ids", "emitted", "chars_sent", "sampling", "max_leg_tokens", "kv", "priority", "cache_salt", "adapter", "request_mark")
     LEG_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class StartLeg(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_MARK_FIELD_NUMBER: _ClassVar[int]
     leg_id: int
     request_id: str
     token_ids: bytes
@@ -53,7 +54,8 @@ class StartLeg(_message.Message):
     priority: int
     cache_salt: str
     adapter: str
-    def __init__(self, leg_id: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., emitted: _Optional[int] = ..., chars_sent: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping]] = ..., max_leg_tokens: _Optional[int] = ..., kv: _Optional[_Union[KvSource, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
+    request_mark: int
+    def __init__(self, leg_id: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., emitted: _Optional[int] = ..., chars_sent: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping]] = ..., max_leg_tokens: _Optional[int] = ..., kv: _Optional[_Union[KvSource, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., request_mark: _Optional[int] = ...) -> None: ...
 
 class AbortLeg(_message.Message):
     __slots__ = ("leg_id",)
@@ -138,11 +140,13 @@ class LegError(_message.Message):
         WORKER: _ClassVar[LegError.Fault]
         TRANSFER: _ClassVar[LegError.Fault]
         REFUSED: _ClassVar[LegError.Fault]
+        GONE: _ClassVar[LegError.Fault]
     FAULT_UNSPECIFIED: LegError.Fault
     CALLER: LegError.Fault
     WORKER: LegError.Fault
     TRANSFER: LegError.Fault
     REFUSED: LegError.Fault
+    GONE: LegError.Fault
     FAULT_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +170,24 @@ class ModelFile(_message.Message):
     last: bool
     model_digest: str
     def __init__(self, name: _Optional[str] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ..., model_digest: _Optional[str] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("reason", "leave")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    leave: bool
+    def __init__(self, reason: _Optional[str] = ..., leave: _Optional[bool] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("legs", "cut", "duration_s")
+    LEGS_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    DURATION_S_FIELD_NUMBER: _ClassVar[int]
+    legs: int
+    cut: int
+    duration_s: float
+    def __init__(self, legs: _Optional[int] = ..., cut: _Optional[int] = ..., duration_s: _Optional[float] = ...) -> None: ...
 
 class DirectRequest(_message.Message):
     __slots__ = ("ticket", "leg")

@@ -50,6 +50,11 @@ class WorkerStub:
                 request_serializer=penstock__proto_dot_v1_dot_worker__pb2.ModelRequest.SerializeToString,
                 response_deserializer=penstock__proto_dot_v1_dot_worker__pb2.ModelFile.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/penstock.v1.Worker/Drain',
+                request_serializer=penstock__proto_dot_v1_dot_worker__pb2.DrainRequest.SerializeToString,
+                response_deserializer=penstock__proto_dot_v1_dot_worker__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServicer:
@@ -77,6 +82,13 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Drains this worker and answers when it is done: for preStop hooks and for people.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Model,
                     request_deserializer=penstock__proto_dot_v1_dot_worker__pb2.ModelRequest.FromString,
                     response_serializer=penstock__proto_dot_v1_dot_worker__pb2.ModelFile.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=penstock__proto_dot_v1_dot_worker__pb2.DrainRequest.FromString,
+                    response_serializer=penstock__proto_dot_v1_dot_worker__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +194,33 @@ class Worker:
             '/penstock.v1.Worker/Model',
             penstock__proto_dot_v1_dot_worker__pb2.ModelRequest.SerializeToString,
             penstock__proto_dot_v1_dot_worker__pb2.ModelFile.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.Worker/Drain',
+            penstock__proto_dot_v1_dot_worker__pb2.DrainRequest.SerializeToString,
+            penstock__proto_dot_v1_dot_worker__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

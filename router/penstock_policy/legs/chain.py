@@ -155,7 +155,14 @@ class Move:
     placement: Placement
 
 
-Event = Placed | Unplaced | LegEnded | LegFailed | WorkerLost | ClientGone | WorkerDraining | Move
+@dataclass(frozen=True, slots=True)
+class LegStalled:
+    """A leg that is to pull KV has said nothing for too long: no engine bounds the time of a pull."""
+
+    leg_id: int
+
+
+Event = Placed | Unplaced | LegEnded | LegFailed | WorkerLost | ClientGone | WorkerDraining | Move | LegStalled
 
 # -- actions, to be done in order
 

@@ -40,6 +40,7 @@ from penstock_policy.legs.chain import (
     LegKind,
     LegRef,
     LegSpec,
+    LegStalled,
     Move,
     Pick,
     Placed,
@@ -74,6 +75,7 @@ __all__ = [
     "LegKind",
     "LegRef",
     "LegSpec",
+    "LegStalled",
     "Move",
     "Pick",
     "Placed",
@@ -124,13 +126,13 @@ def step(chain: Chain, event: Event, now: float, leg_id: int, may_retry: bool = 
         case ClientGone():
             return _gone(chain)
         case Unplaced(reason, message):
-            if chain.phase != "placing":
-                return chain, ()
-            return _fail(chain, (), "aborted" if chain.emitted else "unavailable", reason, message)
+            return _unplaced(chain, reason, message)
         case WorkerDraining(slot):
-            return (chain, ()) if chain.phase == "done" else (chain._replace(avoid=chain.avoid | {slot}), ())
+            return chain._replace(avoid=chain.avoid | {slot}), ()
         case Move(placement):
             return _move(chain, placement)
+        case LegStalled(stalled):
+            return _stalled(chain, stalled, leg_id)
 
 
 def _placed(chain: Chain, placement: Placement, now: float, leg_id: int) -> Step:
@@ -155,6 +157,12 @@ def _placed(chain: Chain, placement: Placement, now: float, leg_id: int) -> Step
         whole = LegSpec(leg_id, placement.prefill_slot, "whole", 0, None, placement.prefill_hold)
         return _start(chain, unwanted + released, whole)
     return _start(chain, unwanted, LegSpec(leg_id, placement.prefill_slot, "prefill", 1, None, placement.prefill_hold))
+
+
+def _unplaced(chain: Chain, reason: str, message: str) -> Step:
+    if chain.phase != "placing":
+        return chain, ()
+    return _fail(chain, (), "aborted" if chain.emitted else "unavailable", reason, message)
 
 
 def _resume(chain: Chain, placement: Placement, kv: KvRef | None, actions: tuple[Action, ...], now: float, leg_id: int) -> Step:
@@ -266,6 +274,17 @@ def _lost(chain: Chain, slot: int, leg_id: int, may_retry: bool) -> Step:
     # A death moves all of its legs at once, and once: the budget bounds what comes after.
     spends = silent and chain.attempts > 1
     return _elsewhere(chain, dropped + untaken, "worker_lost", "the worker is gone", leg_id, may_retry, spends)
+
+
+def _stalled(chain: Chain, stalled: int, leg_id: int) -> Step:
+    """The same worker computes what it could not pull; where the leg moves anyway, its end is waited for."""
+    leg = chain.leg
+    if leg is None or leg.leg_id != stalled or leg.kv is None:
+        return chain, ()
+    if chain.emitted > leg.emitted_before or chain.moving is not None:
+        return chain, ()
+    actions = (Abort(leg.slot, stalled), *_unwanted(chain, leg.kv))
+    return _start(chain, actions, LegSpec(leg_id, leg.slot, leg.kind, 0, None, leg.hold))
 
 
 def _elsewhere(

@@ -111,12 +111,15 @@ class Attachment:
         if leg_id in self.legs and self._call is not None:
             self._call.send(WorkerCommand(hand_off=HandOffLeg(leg_id=leg_id)).SerializeToString())
 
-    def silent(self, now: float, lost_after_s: float) -> bool:
-        """The worker has said nothing for so long, while legs wait for it. They go on elsewhere."""
-        if not self.legs or self._call is None or now - max(self.member.heard_at, self.busy_since) <= lost_after_s:
+    def is_silent(self, now: float, lost_after_s: float) -> bool:
+        """The worker has said nothing for so long, while legs wait for it."""
+        if not self.legs or self._call is None:
             return False
-        self._break(f"silent for {now - self.member.heard_at:.1f} s")
-        return True
+        return now - max(self.member.heard_at, self.busy_since) > lost_after_s
+
+    def leave(self, reason: str) -> None:
+        """Its legs go on elsewhere; the link is made anew."""
+        self._break(reason)
 
     def reject_kv(self, kv: KvSource) -> None:
         if self._call is not None:

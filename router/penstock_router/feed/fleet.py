@@ -20,6 +20,7 @@ from penstock_proto.v1.fleet_pb2 import CostReport, Hello, KvDelta, KvOp, KvSnap
 
 REFRESH_S = 0.1  # how old freshness and pooled costs may be when a request is placed
 MAX_PENDING_DELTAS = 10_000
+MIN_STEP_S = 1e-6  # no step takes nothing; predictions are divided by it
 
 Identity = tuple[str, int]
 ROLES: Final[dict[str, Role]] = {"prefill": "prefill", "decode": "decode", "both": "both"}
@@ -112,6 +113,11 @@ class Fleet:
         self._dirty()
         return member, known
 
+    def known(self, hello: Hello) -> Member | None:
+        """The incarnation that says hello, if it has before."""
+        member = self._by_identity.get((hello.worker_id, hello.dp_rank))
+        return member if member is not None and member.hello.incarnation == hello.incarnation else None
+
     def left(self, member: Member) -> None:
         """Its report stream ended. It may be back within a moment, so nothing is dropped yet."""
         member.joined = False
@@ -202,7 +208,7 @@ class Fleet:
     def cost(self, member: Member, report: CostReport) -> None:
         member.cost = CostObservation(
             shape=member.hello.shape,
-            step=StepCost(report.base_s, report.prefill_s, report.decode_s, report.context_s),
+            step=StepCost(max(report.base_s, MIN_STEP_S), report.prefill_s, report.decode_s, report.context_s),
             samples=report.samples,
             transfer=TransferCost(report.transfer_base_s, report.transfer_token_s),
             transfers=report.transfers,

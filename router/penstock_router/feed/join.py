@@ -16,6 +16,7 @@ from penstock_proto.v1.fleet_pb2 import Hello, Resend, RouterNotice, Welcome, Wo
 from ..log import event
 from ..metrics import Count
 from ..wire.server import Call, Receiver
+from .check import changed_fact, hello_fault, report_fault
 from .fleet import Fleet, Member
 
 log = logging.getLogger("penstock.feed")
@@ -34,35 +35,19 @@ class JoinFront:
         model: str = "",
         gaps: Count | None = None,
         on_joined: Callable[[Member], None] = lambda member: None,
+        on_seen: Callable[[bytes], None] = lambda hashes: None,
     ) -> None:
         self.fleet = fleet
         self.clock = clock
         self.model = model
         self.gaps = gaps or Count()
         self.on_joined = on_joined
+        self.on_seen = on_seen
         self.welcome = RouterNotice(welcome=Welcome(router_id=router_id)).SerializeToString()
         self.streams: dict[int, JoinStream] = {}  # by slot: the stream that speaks for the member now
 
     def join(self, call: Call) -> Receiver:
         return JoinStream(self, call)
-
-
-def check(hello: Hello, model: str) -> str:
-    """What is wrong with a hello; empty: nothing."""
-    if not hello.worker_id or len(hello.worker_id) > 256:
-        return "hello.worker_id: must have 1 to 256 characters"
-    host, _, port = hello.address.rpartition(":")
-    if not host or not port.isdigit():
-        return f"hello.address: {hello.address!r} is not host:port"
-    if not hello.capacity.block_size or not hello.capacity.max_model_len or not hello.capacity.vocab_size:
-        return "hello.capacity: block_size, max_model_len and vocab_size must be above 0"
-    if hello.hash.algorithm != "sha256_cbor" or len(hello.hash.root) != 32:
-        return "hello.hash: must be sha256_cbor with a root of 32 bytes"
-    if not hello.model_digest:
-        return "hello.model_digest: must not be empty"
-    if model and hello.model != model:
-        return f"hello.model: this router serves {model!r}, not {hello.model!r}"
-    return ""
 
 
 class JoinStream:
@@ -93,6 +78,10 @@ class JoinStream:
         front, fleet = self.front, self.front.fleet
         if member.gone or front.streams.get(member.slot) is not self:
             return  # a newer stream or incarnation speaks for this worker
+        fault = report_fault(kind, report)
+        if fault:
+            self._refuse(fault)
+            return
         member.heard_at = front.clock()
         if kind == "load":
             fleet.load(member, report.load, member.heard_at)
@@ -103,13 +92,17 @@ class JoinStream:
             self._sequence(fleet.snapshot(member, report.snapshot))
         elif kind == "cost":
             fleet.cost(member, report.cost)
+        elif kind == "seen":
+            front.on_seen(report.seen.hashes)
         elif kind == "draining":
             event(log, "worker draining", worker=member.name, reason=report.draining.reason)
             fleet.drain(member, report.draining.reason)
 
     def _hello(self, hello: Hello) -> None:
         front = self.front
-        fault = check(hello, front.model)
+        fault, known = hello_fault(hello, front.model), front.fleet.known(hello)
+        if not fault and known is not None:
+            fault = changed_fact(known.hello, hello)
         if fault:
             self._refuse(fault)
             return

@@ -120,10 +120,12 @@ class Models:
                     await self._fill(key, loading, member, connection)
                 await asyncio.shield(loading)
             except (ModelFilesError, asyncio.CancelledError) as error:
-                if self._texts.get(key) is loading and loading is not None and (loading.cancelled() or loading.exception()):
+                failed = loading_failed(loading)
+                if failed and self._texts.get(key) is loading:
                     del self._texts[key]
-                if isinstance(error, asyncio.CancelledError) and not loading_failed(loading):
-                    raise
+                own = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and (not failed or (own is not None and own.cancelling())):
+                    raise  # this link's end; what was cancelled otherwise is the load that another link had begun
                 await asyncio.sleep(RETRY_S)
                 continue
             self._fleet.text_loaded(member)

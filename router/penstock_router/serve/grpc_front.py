@@ -7,9 +7,11 @@ a client that takes nothing makes this process hold no more than its answer, and
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -20,13 +22,15 @@ from ..dispatch import Dispatcher
 from ..faults import Fault, Internal, to_grpc
 from ..log import event
 from ..request import Limits, accept, deserialize
-from ..wire.server import Call, Method, Server, Unary, unary
+from ..wire.server import Call, Method, Server
+from ..wire.unary import Unary, unary
 from .grpc_bytes import request_id_field
 
 log = logging.getLogger("penstock.grpc")
 INFERENCE: Final = "penstock.v1.Inference"
 HEALTH: Final = "grpc.health.v1.Health"
 DEADLINE_SLACK_S: Final = 0.02
+PREVIOUS_ATTEMPTS: Final = (b"x-penstock-previous-attempts", b"grpc-previous-rpc-attempts")  # our SDK's, and gRPC's own
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -47,7 +51,10 @@ class Generate(Unary):
         request = None
         try:
             try:
-                request = await accept(deserialize(data), front.limits)
+                left_s = None if call.deadline is None else call.deadline - front.dispatcher.now()
+                request = await accept(deserialize(data), front.limits, left_s=left_s)
+                if request.identity and is_retry(call):
+                    request = replace(request, retry=True)
             except Fault as fault:
                 front.dispatcher.refused(fault)
                 raise
@@ -122,6 +129,11 @@ class Generate(Unary):
             self.answer = None
 
 
+def is_retry(call: Call) -> bool:
+    """gRPC A6: the client sends it again because it got nothing of the attempts before, which it has given up."""
+    return any(name in PREVIOUS_ATTEMPTS and value.isdigit() and value.strip(b"0") for name, value in call.metadata)
+
+
 def finish(call: Call, fault: Fault) -> None:
     code, message, trailing = to_grpc(fault)
     call.finish(code, message, trailing)
@@ -173,7 +185,10 @@ class HealthWatch:
         self.timer: asyncio.TimerHandle | None = None
 
     def message(self, data: bytes) -> None:
-        self.service = health_pb2.HealthCheckRequest.FromString(data).service
+        try:
+            self.service = health_pb2.HealthCheckRequest.FromString(data).service
+        except DecodeError:
+            malformed(self.call, "HealthCheckRequest")
 
     def half_closed(self) -> None:
         self._look()
@@ -194,6 +209,10 @@ class HealthWatch:
         self.timer = self.call.stream.connection.loop.call_later(self.EVERY_S, self._look)
 
 
+def malformed(call: Call, kind: str) -> None:
+    call.finish(grpc.StatusCode.INVALID_ARGUMENT, f"request: not a {kind} message")
+
+
 class HealthOf:
     """A service's health; None where it is unknown."""
 
@@ -211,7 +230,11 @@ def register_health(server: Server, ready: Callable[[], bool]) -> None:
     known = HealthOf(server, ready)
 
     async def check(call: Call, data: bytes) -> None:
-        status = known(health_pb2.HealthCheckRequest.FromString(data).service)
+        try:
+            status = known(health_pb2.HealthCheckRequest.FromString(data).service)
+        except DecodeError:
+            malformed(call, "HealthCheckRequest")
+            return
         if status is None:
             call.finish(grpc.StatusCode.NOT_FOUND, "unknown service")
             return
@@ -229,7 +252,14 @@ class Reflect:
         self.servicer = servicer
 
     def message(self, data: bytes) -> None:
-        request = reflection_pb2.ServerReflectionRequest.FromString(data)
+        if self.call.stalled:
+            self.call.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, "the answers are not read")
+            return
+        try:
+            request = reflection_pb2.ServerReflectionRequest.FromString(data)
+        except DecodeError:
+            malformed(self.call, "ServerReflectionRequest")
+            return
         answers: Any = self.servicer.ServerReflectionInfo  # a generator, whatever its stub says
         for response in answers(iter((request,)), None):
             self.call.send(response.SerializeToString())

@@ -26,6 +26,7 @@ from .http_fields import (
     mapping,
     refuse,
     text,
+    token_ids,
 )
 
 COMPLETION_MAX_TOKENS: Final = 16  # OpenAI's default for completions
@@ -148,7 +149,7 @@ def completion_order(body: Body) -> Order:
             message.prompt = text(name, prompt)
         else:
             message.token_ids.SetInParent()
-            message.token_ids.ids.extend(integer(f"{name}[{i}]", entry) for i, entry in enumerate(prompt))
+            message.token_ids.ids.extend(token_ids(name, prompt))
         messages.append(message)
     stream, include_usage = stream_wishes(body)
     return Order(tuple(messages), stream, include_usage, COMPLETION_MAX_TOKENS, names)
@@ -211,7 +212,7 @@ def content(path: str, value: Any, role: str) -> str:
     if not isinstance(value, list):
         return text(path, value)
     parts = []
-    for index, part in enumerate(value):
+    for index, part in enumerate(items(path, value)):
         field = f"{path}[{index}]"
         kind = mapping(field, part).get("type")
         if kind != "text":

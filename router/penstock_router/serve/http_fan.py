@@ -19,9 +19,10 @@ from .http_sources import Answer, Dispatcher
 class Fan:
     """`async with Fan(dispatcher, requests) as answer`: choice i of prompt p has index p * n + i."""
 
-    def __init__(self, dispatcher: Dispatcher, requests: Sequence[Request]) -> None:
+    def __init__(self, dispatcher: Dispatcher, requests: Sequence[Request], deadline: float | None = None) -> None:
         self.dispatcher = dispatcher
         self.requests = requests
+        self.deadline = deadline
         self.answers: list[Answer] = []
         self.reads: dict[asyncio.Task[list[Any]], int] = {}
         self.stack = AsyncExitStack()
@@ -31,8 +32,9 @@ class Fan:
         try:
             for prompt, request in enumerate(self.requests):
                 self.failed = prompt
-                part = replace(request, request_id=f"{request.request_id}-{prompt}")
-                self.answers.append(await self.stack.enter_async_context(self.dispatcher.answer(part, None)))
+                identity = f"{request.identity}-{prompt}" if request.identity else ""
+                part = replace(request, request_id=f"{request.request_id}-{prompt}", identity=identity)
+                self.answers.append(await self.stack.enter_async_context(self.dispatcher.answer(part, self.deadline)))
             for prompt in range(len(self.answers)):
                 self.read(prompt)
         except BaseException:

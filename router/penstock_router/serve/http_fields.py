@@ -5,6 +5,7 @@ message names the field as the caller wrote it.
 """
 
 import json
+from array import array
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ Body = Mapping[str, Any]
 MAX_UINT32: Final = 2**32 - 1
 MAX_INT64: Final = 2**63 - 1
 MAX_KEY_CHARS: Final = 64
+MAX_ITEMS: Final = 10_000
+MAX_TOKEN_IDS: Final = 1 << 22
 
 FLOATS: Final = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 UINTS: Final = ("min_tokens", "n")
@@ -125,7 +128,23 @@ def integer(field: str, value: Any, low: int = 0, high: int = MAX_UINT32) -> int
 def items(field: str, value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise CallerFault(field, "must be an array", code="invalid_type")
+    if len(value) > MAX_ITEMS:
+        raise CallerFault(field, f"has {len(value)} entries; at most {MAX_ITEMS} are accepted")
     return value
+
+
+def token_ids(field: str, value: list[Any]) -> "array[int]":
+    """A long prompt must not be looked at one by one: everybody's tokens would wait."""
+    if len(value) > MAX_TOKEN_IDS:
+        raise CallerFault(field, f"has {len(value)} ids; at most {MAX_TOKEN_IDS} are accepted", code="context_length_exceeded")
+    if set(map(type, value)) <= {int}:
+        try:
+            return array("I", value)
+        except OverflowError:
+            pass  # the loop finds which
+    at = next(i for i, entry in enumerate(value) if type(entry) is not int or not 0 <= entry <= MAX_UINT32)
+    integer(f"{field}[{at}]", value[at])
+    raise AssertionError("integer refuses what is no uint32")
 
 
 def mapping(field: str, value: Any) -> Body:

@@ -2,12 +2,22 @@
 
 Promise: every answer, error or not, is in OpenAI's shape and carries x-request-id; a client that leaves
 cancels its answer at once, streaming or not; no exception's text or traceback reaches a client.
+
+Headers that a request may carry, all of them such as any OpenAI client can add (`extra_headers`):
+- `x-request-id`: what logs and the answer call it. Not an identity: proxies set it, and programs send one value with many
+  requests, so any number of requests may carry the same.
+- `idempotency-key`, or the body's `request_id`: an identity. While such a request is open, and once its answer began, the
+  same one is refused with 409; after a failure before the first token it may be sent again.
+- `x-request-timeout-ms`: the answer ends with 504, or an error event, so many milliseconds after the headers came.
+- `x-penstock-service-class`, `x-penstock-program`, `x-penstock-explain`.
 """
 
+import asyncio
 import logging
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 from aiohttp import web
@@ -17,23 +27,27 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from penstock_proto.v1.inference_pb2 import GenerateRequest, ModelCard
 
 from ..config import RouterConfig
-from ..faults import CallerFault, Fault, Internal, UnknownModel, http_headers, to_http
+from ..faults import CallerFault, Expired, Fault, Internal, UnknownModel, http_headers, to_http
 from ..metrics import RouterMetrics
 from ..request import Request, accept, check_request_id, limits_of, new_request_id
 from .http_body import Order, chat_order, completion_order, decode
 from .http_fan import Fan
 from .http_fields import Body
+from .http_server import error_body, expected
 from .http_sources import Answer, Dispatcher
 from .http_sse import stream_answer
 from .http_styles import CHAT, COMPLETION
 from .http_wire import Style, Wire
 
 log = logging.getLogger("penstock.router.http")
-protocol_log = logging.getLogger("penstock.router.http.protocol")
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
+CAME_AT: Final = web.RequestKey("came_at", float)  # in the loop's time
 CONFIG: Final = web.AppKey("config", RouterConfig)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+TIMEOUT_HEADER: Final = "x-request-timeout-ms"
+MAX_TIMEOUT_MS: Final = 24 * 3600 * 1000
+BODY_S: Final = 120.0  # for a request's body to arrive
 SWITCH: Final = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
@@ -42,49 +56,32 @@ def make_app(dispatcher: Dispatcher, metrics: RouterMetrics, config: RouterConfi
     app = web.Application(middlewares=[openai_shaped], client_max_size=config.limits.max_body_bytes)
     app[CONFIG] = config
     app.on_response_prepare.append(say_who_answers)
-    app.add_routes(
-        [
-            web.post("/v1/chat/completions", front.chat),
-            web.post("/v1/completions", front.completions),
-            web.get("/v1/models", front.list_models),
-            web.get("/v1/models/{name:.+}", front.show_model),
-            web.get("/metrics", front.show_metrics),
-            web.get("/healthz", front.healthz),
-            web.get("/readyz", front.readyz),
-        ]
-    )
+    routes = {
+        "/v1/chat/completions": ("POST", front.chat),
+        "/v1/completions": ("POST", front.completions),
+        "/v1/models": ("GET", front.list_models),
+        "/v1/models/{name:.+}": ("GET", front.show_model),
+        "/metrics": ("GET", front.show_metrics),
+        "/healthz": ("GET", front.healthz),
+        "/readyz": ("GET", front.readyz),
+    }
+    for path, (method, handler) in routes.items():
+        route = web.get if method == "GET" else web.post
+        app.add_routes([route(path, handler, expect_handler=expected)])
     return app
 
 
 async def say_who_answers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "penstock"  # not which versions run
-
-
-class NoQuotes(logging.Filter):
-    """aiohttp's messages on malformed HTTP quote what came in, which may be a prompt; the error's type stays."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and record.exc_info[0]:
-            record.msg, record.args = f"{record.getMessage()}: {record.exc_info[0].__name__}", None
-            record.exc_info = None
-        return True
-
-
-protocol_log.addFilter(NoQuotes())
-
-
-async def listen(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, int]:
-    """Starts serving; returns the runner, to be cleaned up, and the port. A client's leaving cancels its handler."""
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, logger=protocol_log, shutdown_timeout=0.5)
-    await runner.setup()
-    await web.TCPSite(runner, host, port).start()
-    return runner, int(runner.addresses[0][1])
+    if "x-request-id" not in response.headers:
+        response.headers["x-request-id"] = request.get(REQUEST_ID) or new_request_id()
 
 
 @web.middleware
 async def openai_shaped(request: web.Request, handler: Handler) -> web.StreamResponse:
     given = request.headers.get("x-request-id", "")
     request[REQUEST_ID] = new_request_id()
+    request[CAME_AT] = asyncio.get_running_loop().time()
     try:
         if given:
             check_request_id("x-request-id", given)
@@ -121,7 +118,7 @@ def routing_error(request: web.Request, error: web.HTTPException) -> web.Respons
         405: (f"{request.path} does not take {request.method}", "method_not_allowed"),
         413: (f"the body has more than {request.app[CONFIG].limits.max_body_bytes} bytes", "request_too_large"),
     }.get(error.status, (error.reason, "invalid_request"))
-    body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+    body = error_body(message, code)
     kept = {name: error.headers[name] for name in ("Allow", "Location") if name in error.headers}
     return web.json_response(body, status=error.status, headers=kept)
 
@@ -152,15 +149,16 @@ class Front:
         return await self.answer(request, completion_order, COMPLETION)
 
     async def answer(self, request: web.Request, order_of: Callable[[Body], Order], style: Style) -> web.StreamResponse:
-        raw = await request.read()
         try:
+            deadline = deadline_of(request)
+            raw = await body_of(request, BODY_S, deadline)
             order = order_of(decode(raw))
-            asked = await self.checked(request, order)
+            asked = await self.checked(request, order, deadline)
         except Fault as fault:
             self.dispatcher.refused(fault)
             raise
         request[REQUEST_ID] = asked[0].request_id
-        async with self.opened(order, asked) as (answer, fault_of):
+        async with self.opened(order, asked, deadline) as (answer, fault_of):
             wire = Wire(
                 style,
                 request_id=asked[0].request_id,
@@ -179,21 +177,26 @@ class Front:
                 wire.absorb(deltas)
         return web.json_response(wire.body())
 
-    async def checked(self, request: web.Request, order: Order) -> list[Request]:
+    async def checked(self, request: web.Request, order: Order, deadline: float | None) -> list[Request]:
         asked = []
         for prompt, message in enumerate(order.messages):
+            field, identity = identity_of(request, message)
             apply_headers(request, message)
+            left_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
             try:
-                asked.append(await accept(message, self.limits, order.default_max_tokens))
+                checked = await accept(message, self.limits, order.default_max_tokens, left_s)
             except CallerFault as fault:
                 raise order.in_callers_words(fault, prompt) from None
+            asked.append(replace(checked, identity=identity, identity_field=field))
         return asked
 
     @asynccontextmanager
-    async def opened(self, order: Order, asked: list[Request]) -> AsyncIterator[tuple[Answer, Callable[[Exception], Fault]]]:
+    async def opened(
+        self, order: Order, asked: list[Request], deadline: float | None
+    ) -> AsyncIterator[tuple[Answer, Callable[[Exception], Fault]]]:
         """The answer, and what turns an error of it into a fault in the caller's words."""
-        fan = Fan(self.dispatcher, asked) if len(asked) > 1 else None
-        source: AbstractAsyncContextManager[Answer] = fan or self.dispatcher.answer(asked[0], None)
+        fan = Fan(self.dispatcher, asked, deadline) if len(asked) > 1 else None
+        source: AbstractAsyncContextManager[Answer] = fan or self.dispatcher.answer(asked[0], deadline)
 
         def fault_of(error: Exception) -> Fault:
             fault = as_fault(error, asked[0].request_id)
@@ -224,6 +227,40 @@ class Front:
     async def readyz(self, request: web.Request) -> web.Response:
         ready = self.dispatcher.ready()
         return web.Response(text="ready\n" if ready else "not ready\n", status=200 if ready else 503)
+
+
+def deadline_of(request: web.Request) -> float | None:
+    """In the loop's time."""
+    given = header_text(request.headers, TIMEOUT_HEADER)
+    if not given:
+        return None
+    if not given.isdigit() or len(given) > 9 or int(given) > MAX_TIMEOUT_MS:
+        raise CallerFault(TIMEOUT_HEADER, f"must be whole milliseconds, 0 to {MAX_TIMEOUT_MS}")
+    deadline = request[CAME_AT] + int(given) / 1000
+    if deadline <= asyncio.get_running_loop().time():
+        raise Expired
+    return deadline
+
+
+async def body_of(request: web.Request, patience_s: float, deadline: float | None) -> bytes:
+    """The whole body, for whose arrival a client gets so long."""
+    until = request[CAME_AT] + patience_s
+    try:
+        async with asyncio.timeout_at(until if deadline is None else min(until, deadline)):
+            return await request.read()
+    except TimeoutError:
+        if deadline is not None and deadline <= until:
+            raise Expired from None
+        raise CallerFault("", f"the body did not arrive within {patience_s:g} s", code="request_timeout") from None
+
+
+def identity_of(request: web.Request, message: GenerateRequest) -> tuple[str, str]:
+    """The client's name for its request, and where it stands; the header wins."""
+    key = header_text(request.headers, "idempotency-key")
+    if key:
+        check_request_id("idempotency-key", key)
+        return "idempotency-key", key
+    return "request_id", message.request_id
 
 
 def apply_headers(request: web.Request, message: GenerateRequest) -> None:

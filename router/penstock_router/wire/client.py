@@ -50,7 +50,7 @@ class ClientCall:
         fields = dict(headers)
         status = fields.get(b"grpc-status")
         if status is not None:
-            code = STATUS.get(int(status) if status.isdigit() else 2, grpc.StatusCode.UNKNOWN)
+            code = STATUS.get(int(status) if status.isdigit() and len(status) < 4 else 2, grpc.StatusCode.UNKNOWN)
             self._status = (code, unquote(fields.get(b"grpc-message", b"").decode("ascii", "replace")))
         elif fields.get(b":status", b"200") != b"200":
             self._status = (grpc.StatusCode.UNAVAILABLE, f"HTTP status {fields[b':status'].decode('ascii', 'replace')}")
@@ -120,8 +120,7 @@ class ClientConnection(Connection):
         if isinstance(stream.owner, ClientCall):
             stream.owner.on_headers(headers)
 
-    def _on_settings(self, flags: int, payload: bytes) -> None:
-        super()._on_settings(flags, payload)
+    def on_settings(self) -> None:
         if not self.ready.done():
             self.ready.set_result(None)
 
@@ -141,7 +140,7 @@ async def connect(address: str, timeout_s: float = 5.0, limits: f.Limits | None 
     """Raises OSError (TimeoutError is one)."""
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
-    bounds = limits or f.Limits(stream_window=8 << 20, connection_window=32 << 20, max_resets=1 << 30)
+    bounds = limits or f.Limits(stream_window=8 << 20, connection_window=32 << 20, max_resets=1 << 30, max_noise=1 << 30)
     protocol: ClientConnection | None = None
     try:
         async with asyncio.timeout(timeout_s):

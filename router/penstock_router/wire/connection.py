@@ -1,17 +1,17 @@
-"""One HTTP/2 connection, either side: frames in, frames out, flow control, keepalive.
+"""The incoming half of an HTTP/2 connection, either side: frames to streams, flow control, and the bounds on a peer.
 
 Promise: no callback into a stream's owner happens before the frame that caused it is fully applied, no call of an owner
-is made after its stream has closed, and everything written during one turn of the loop leaves in one write.
+is made after its stream has closed; whatever octets come, the connection goes on or ends with a GOAWAY, and no frame
+costs more than its own length and, of the kinds that a peer may send without end, `max_noise` a second are taken.
 """
 
-import asyncio
-from typing import Final, cast
+from dataclasses import dataclass
+from typing import Final
 
 from . import frames as f
 from .hpack import Decoder, Header, HpackError
+from .outgoing import Outgoing, Room
 from .stream import Stream
-
-CLOSE_S: Final = 1.0
 
 
 class ProtocolError(Exception):
@@ -22,29 +22,39 @@ class ProtocolError(Exception):
         self.code = code
 
 
-class Connection(asyncio.Protocol):
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a message is not taken."""
+
+    grpc_code: int
+    message: str
+
+
+COMPRESSED: Final = Refusal(12, "compressed messages are not accepted; send identity")
+CROWDED: Final = Refusal(8, "too many octets of incomplete messages are held; try again later")
+
+
+def unpadded(payload: bytes) -> bytes:
+    if not payload or payload[0] >= len(payload):
+        raise ProtocolError(f.PROTOCOL_ERROR, "padding larger than its frame")
+    return payload[1 : len(payload) - payload[0]]
+
+
+class Connection(Outgoing):
     """Frames of one socket. Subclasses say what a new stream means."""
 
-    def __init__(self, limits: f.Limits) -> None:
-        self.limits = limits
-        self.streams: dict[int, Stream] = {}
-        self.blocked: dict[int, Stream] = {}
-        self.out: list[bytes] = []
-        self.queued = 0  # octets in `out`
-        self.flushing = self.paused = self.dead = False
-        self.window = self.peer_initial_window = f.DEFAULT_WINDOW
-        self.last_peer_stream = 0
+    def __init__(self, limits: f.Limits, room: Room | None = None) -> None:
+        super().__init__(limits, room)
         self.goaway_sent = False
         self._decoder = Decoder()
         self._rest = b""
         self._preface = b""  # what is still expected of it
         self._unacked = 0
         self._block: tuple[int, int, list[bytes]] | None = None  # stream, flags, fragments: an unfinished header block
-        self._resets = 0
-        self._heard = False
-        self._keepalive: asyncio.TimerHandle | None = None
-        self.transport: asyncio.Transport | None = None
-        self.loop = asyncio.get_running_loop()
+        self._resets, self._reset_at = 0.0, 0.0
+        self._noise, self._noise_since = 0, 0.0
+        self._wider: dict[int, Stream] = {}  # streams whose window grew while they held output
+        self._all_wider = False
 
     # Subclasses.
 
@@ -56,113 +66,6 @@ class Connection(asyncio.Protocol):
 
     def on_goaway(self, last_stream: int) -> None:
         pass
-
-    def on_gone(self, reason: str) -> None:
-        pass
-
-    # The socket.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
-        self.transport.set_write_buffer_limits(high=self.limits.write_high_water)
-        limits = self.limits
-        self.write(
-            f.settings(
-                {
-                    f.MAX_CONCURRENT_STREAMS: limits.max_streams,
-                    f.INITIAL_WINDOW_SIZE: limits.stream_window,
-                    f.MAX_HEADER_LIST_SIZE: limits.max_header_block,
-                }
-            )
-            + f.frame(f.WINDOW_UPDATE, 0, 0, f.U32.pack(limits.connection_window - f.DEFAULT_WINDOW))
-        )
-        self._keepalive = self.loop.call_later(limits.keepalive_s, self._ping)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._gone("connection lost")
-
-    def pause_writing(self) -> None:
-        self.paused = True
-
-    def resume_writing(self) -> None:
-        self.paused = False
-        self.pump()
-
-    def write(self, data: bytes) -> None:
-        self.out.append(data)
-        self.queued += len(data)
-        if not self.flushing:
-            self.flushing = True
-            self.loop.call_soon(self.flush)
-        elif self.queued > self.limits.write_high_water:
-            self.flush()  # now, so that the transport can say that it has enough
-
-    def flush(self) -> None:
-        self.flushing = False
-        self.queued = 0
-        if self.out and not self.dead and self.transport is not None:
-            out, self.out = self.out, []
-            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
-
-    def pump(self) -> None:
-        """Sends what windows have room for, then tells the owners whose output is out."""
-        if self.paused or self.window <= 0:
-            return
-        for stream in list(self.blocked.values()):
-            stream.drain()
-            if stream.held is None and not stream.closed and not stream.local_ended and stream.owner is not None:
-                stream.owner.writable()
-
-    def fail(self, code: int, reason: str) -> None:
-        """GOAWAY and close: the peer broke the protocol or asks for too much."""
-        if self.dead:
-            return
-        self.write(f.frame(f.GOAWAY, 0, 0, f.U32.pack(self.last_peer_stream) + f.U32.pack(code) + reason.encode()))
-        self.flush()
-        self._gone(reason)
-
-    def close(self, reason: str = "closed") -> None:
-        if not self.dead:
-            self.flush()
-        self._gone(reason)
-
-    def abort(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
-
-    def _gone(self, reason: str) -> None:
-        if self.dead:
-            return
-        self.dead = True
-        if self._keepalive is not None:
-            self._keepalive.cancel()
-        if self.transport is not None:
-            self.transport.close()
-            if self.transport.get_write_buffer_size():
-                # A peer that does not read would keep a closed transport and its buffer.
-                self.loop.call_later(CLOSE_S, self.abort)
-        streams = list(self.streams.values())
-        self.streams.clear()
-        self.blocked.clear()
-        for stream in streams:
-            stream.closed = True
-            if stream.owner is not None:
-                stream.owner.lost(reason)
-        self.on_gone(reason)
-
-    def _ping(self) -> None:
-        if self._heard:
-            self._heard = False
-            self._keepalive = self.loop.call_later(self.limits.keepalive_s, self._ping)
-            return
-        self.write(f.frame(f.PING, 0, 0, b"penstock"))
-        self._keepalive = self.loop.call_later(self.limits.keepalive_timeout_s, self._expect_life)
-
-    def _expect_life(self) -> None:
-        if self._heard:
-            self._ping()
-        else:
-            self._gone("keepalive timeout")
 
     # Frames in.
 
@@ -204,8 +107,38 @@ class Connection(asyncio.Protocol):
                 self._on_control(kind, stream_id, flags, data[position + 9 : stop])
             if self.dead:
                 return
+            if self.unread:
+                self._check_unread()
             position = stop
         self._rest = data[position:]
+        if self._all_wider or self._wider:
+            self._widened()
+
+    def _widened(self) -> None:
+        """Once for all the window updates of one read: each alone would look at every stream that waits."""
+        streams, self._wider = self._wider, {}
+        if self._all_wider:
+            self._all_wider = False
+            self.pump()
+            return
+        for stream in streams.values():
+            if not stream.closed and not self.dead:
+                self.pump_one(stream)
+
+    def _check_unread(self) -> None:
+        self.unread = False
+        limits, transport = self.limits, self.transport
+        if transport is not None and transport.get_write_buffer_size() > 2 * limits.write_high_water + limits.max_control:
+            raise ProtocolError(f.ENHANCE_YOUR_CALM, "answers are not read")
+
+    def _noisy(self, weight: int = 1) -> None:
+        """Counts what costs a peer nothing to send and moves nothing."""
+        now = self.loop.time()
+        if now - self._noise_since > 1.0:
+            self._noise, self._noise_since = 0, now
+        self._noise += weight
+        if self._noise > self.limits.max_noise:
+            raise ProtocolError(f.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
 
     def _on_control(self, kind: int, stream_id: int, flags: int, payload: bytes) -> None:
         if kind == f.HEADERS:
@@ -215,23 +148,34 @@ class Connection(asyncio.Protocol):
         elif kind == f.WINDOW_UPDATE:
             self._on_window(stream_id, payload)
         elif kind == f.SETTINGS:
-            self._on_settings(flags, payload)
+            self._on_settings(stream_id, flags, payload)
         elif kind == f.PING:
-            if len(payload) != 8:
-                raise ProtocolError(f.FRAME_SIZE_ERROR, "ping of another size than 8")
-            if not flags & f.ACK:
-                self._answer(f.frame(f.PING, f.ACK, 0, payload))
+            self._on_ping(stream_id, flags, payload)
         elif kind == f.RST_STREAM:
-            self._on_reset(stream_id)
+            self._on_reset(stream_id, payload)
         elif kind == f.GOAWAY:
-            self.on_goaway(f.U32.unpack_from(payload)[0] & f.MAX_WINDOW if len(payload) >= 8 else 0)
+            self._on_goaway(stream_id, payload)
         elif kind == f.PUSH_PROMISE:
             raise ProtocolError(f.PROTOCOL_ERROR, "push promise")
+        else:
+            self._noisy()  # priorities, and kinds that are not ours to know
 
-    def _answer(self, data: bytes) -> None:
-        if self.transport is not None and self.transport.get_write_buffer_size() > self.limits.max_control:
-            raise ProtocolError(f.ENHANCE_YOUR_CALM, "answers are not read")
-        self.write(data)
+    def _on_ping(self, stream_id: int, flags: int, payload: bytes) -> None:
+        self._noisy()
+        if len(payload) != 8:
+            raise ProtocolError(f.FRAME_SIZE_ERROR, "ping of another size than 8")
+        if stream_id:
+            raise ProtocolError(f.PROTOCOL_ERROR, "ping on a stream")
+        if not flags & f.ACK:
+            self.write(f.frame(f.PING, f.ACK, 0, payload))
+
+    def _on_goaway(self, stream_id: int, payload: bytes) -> None:
+        self._noisy()
+        if stream_id:
+            raise ProtocolError(f.PROTOCOL_ERROR, "goaway on a stream")
+        if len(payload) < 8:
+            raise ProtocolError(f.FRAME_SIZE_ERROR, "goaway shorter than 8")
+        self.on_goaway(f.U32.unpack_from(payload)[0] & f.MAX_WINDOW)
 
     def _on_data(self, stream_id: int, flags: int, payload: bytes) -> None:
         size = len(payload)
@@ -247,10 +191,12 @@ class Connection(asyncio.Protocol):
         if stream.remote_ended:
             raise ProtocolError(f.PROTOCOL_ERROR, "data after the end of a stream")
         stream.unacked += size
+        if stream.unacked > self.limits.stream_window:
+            raise ProtocolError(f.FLOW_CONTROL_ERROR, "more data than the stream's window")
+        if size < 5 and not flags & f.END_STREAM:
+            self._noisy()
         if flags & f.PADDED:
-            if not payload or payload[0] >= size:
-                raise ProtocolError(f.PROTOCOL_ERROR, "padding larger than its frame")
-            payload = payload[1 : size - payload[0]]
+            payload = unpadded(payload)
         if flags & f.END_STREAM:
             stream.remote_ended = True
         elif stream.unacked > self.limits.stream_window >> 1:
@@ -272,7 +218,7 @@ class Connection(asyncio.Protocol):
         while end - position >= 5:
             compressed, length = f.PREFIX.unpack_from(data, position)
             if length > self.limits.max_message or compressed:
-                self.refuse(stream, oversized=not compressed)
+                self.refuse(stream, self._oversized(length) if length > self.limits.max_message else COMPRESSED)
                 return
             stop = position + 5 + length
             if stop > end:
@@ -286,12 +232,18 @@ class Connection(asyncio.Protocol):
             del stream.partial[:position]
         elif position < end:
             stream.partial = bytearray(data[position:])
+        if (stream.partial or stream.kept) and not self.keep(stream, len(stream.partial)):
+            self.refuse(stream, CROWDED)
 
-    def refuse(self, stream: Stream, oversized: bool) -> None:
+    def _oversized(self, length: int) -> Refusal:
+        return Refusal(8, f"request: the message has {length} octets; at most {self.limits.max_message} are accepted")
+
+    def refuse(self, stream: Stream, why: Refusal) -> None:
         """A message that is too large or compressed."""
+        owner = stream.owner
         stream.reset(f.CANCEL)
-        if stream.owner is not None:
-            stream.owner.lost("message larger than the limit" if oversized else "compressed message")
+        if owner is not None:
+            owner.lost(why.message)
 
     def _remote_end(self, stream: Stream) -> None:
         if stream.owner is not None:
@@ -304,10 +256,10 @@ class Connection(asyncio.Protocol):
 
     def _on_headers_frame(self, stream_id: int, flags: int, payload: bytes) -> None:
         if flags & f.PADDED:
-            if not payload or payload[0] >= len(payload):
-                raise ProtocolError(f.PROTOCOL_ERROR, "padding larger than its frame")
-            payload = payload[1 : len(payload) - payload[0]]
+            payload = unpadded(payload)
         if flags & f.PRIORITISED:
+            if len(payload) < 5:
+                raise ProtocolError(f.FRAME_SIZE_ERROR, "headers shorter than their priority")
             payload = payload[5:]
         if flags & f.END_HEADERS:
             self._on_block(stream_id, flags, payload)
@@ -334,6 +286,7 @@ class Connection(asyncio.Protocol):
             if stream_id == 0:
                 raise ProtocolError(f.PROTOCOL_ERROR, "headers without a stream")
             if self.knew(stream_id):
+                self._noisy()
                 return  # reset by us while this was under way
             stream = self.open_stream(stream_id, headers)
             if stream is None:
@@ -341,6 +294,7 @@ class Connection(asyncio.Protocol):
         else:
             if stream.remote_ended:
                 raise ProtocolError(f.PROTOCOL_ERROR, "headers after the end of a stream")
+            self._noisy()
             self.on_headers(stream, headers)
         if flags & f.END_STREAM and not stream.closed:
             stream.remote_ended = True
@@ -354,70 +308,72 @@ class Connection(asyncio.Protocol):
             self.window += step
             if not step or self.window > f.MAX_WINDOW:
                 raise ProtocolError(f.FLOW_CONTROL_ERROR, "connection window out of range")
-            if self.blocked:
-                self.pump()
+            self._all_wider = True
             return
         stream = self.streams.get(stream_id)
         if stream is None:
+            if not self.knew(stream_id):
+                raise ProtocolError(f.PROTOCOL_ERROR, "window update of an idle stream")
             return
         stream.window += step
         if not step or stream.window > f.MAX_WINDOW:
+            owner = stream.owner
             stream.reset(f.FLOW_CONTROL_ERROR)
-            if stream.owner is not None:
-                stream.owner.lost("stream window out of range")
+            if owner is not None:
+                owner.lost("stream window out of range")
         elif stream.held is not None:
-            self.pump()
+            self._wider[stream_id] = stream
 
-    def _on_settings(self, flags: int, payload: bytes) -> None:
+    def _on_settings(self, stream_id: int, flags: int, payload: bytes) -> None:
+        self._noisy(1 + len(self.streams) // 16)
+        if stream_id:
+            raise ProtocolError(f.PROTOCOL_ERROR, "settings on a stream")
         if flags & f.ACK:
+            if payload:
+                raise ProtocolError(f.FRAME_SIZE_ERROR, "settings acknowledged with a payload")
             return
         if len(payload) % 6:
             raise ProtocolError(f.FRAME_SIZE_ERROR, "settings of a broken size")
+        initial = self.peer_initial_window
         for key, value in f.SETTING.iter_unpack(payload):
             if key == f.INITIAL_WINDOW_SIZE:
                 if value > f.MAX_WINDOW:
                     raise ProtocolError(f.FLOW_CONTROL_ERROR, "initial window out of range")
-                step = value - self.peer_initial_window
-                self.peer_initial_window = value
-                for stream in self.streams.values():
-                    stream.window += step
-        self._answer(f.frame(f.SETTINGS, f.ACK, 0))
-        if self.blocked:
-            self.pump()
+                initial = value
+        step, self.peer_initial_window = initial - self.peer_initial_window, initial
+        if step:
+            for stream in self.streams.values():
+                stream.window += step
+                if stream.window > f.MAX_WINDOW:
+                    raise ProtocolError(f.FLOW_CONTROL_ERROR, "stream window out of range")
+            self._all_wider = True
+        self.write(f.frame(f.SETTINGS, f.ACK, 0))
+        self.on_settings()
 
-    def _on_reset(self, stream_id: int) -> None:
+    def on_settings(self) -> None:
+        """The peer's settings have come."""
+
+    def _on_reset(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ProtocolError(f.FRAME_SIZE_ERROR, "reset of another size than 4")
         stream = self.streams.get(stream_id)
         if stream is None:
             if stream_id == 0 or not self.knew(stream_id):
                 raise ProtocolError(f.PROTOCOL_ERROR, "reset of an idle stream")
             return
-        self._resets += 1
+        owner = stream.owner
+        self.close_stream(stream)
+        if owner is not None:
+            owner.lost("reset by the peer")
+        self.count_reset()
+
+    def count_reset(self) -> None:
+        """Streams that came to nothing, by the peer's doing. A rate of them is an attack; a gateway's users leave all day."""
+        now = self.loop.time()
+        self._resets = max(0.0, self._resets - (now - self._reset_at) * self.limits.resets_per_s) + 1
+        self._reset_at = now
         if self._resets > self.limits.max_resets:
             raise ProtocolError(f.ENHANCE_YOUR_CALM, "too many streams reset")
-        self.close_stream(stream)
-        if stream.owner is not None:
-            stream.owner.lost("reset by the peer")
 
-    # Ends.
-
-    def ended(self, stream: Stream) -> None:
-        """Closes a stream that both sides have ended."""
-        if stream.local_ended and stream.remote_ended and stream.held is None:
-            self._resets = max(0, self._resets - 2)
-            self.close_stream(stream)
-
-    def close_stream(self, stream: Stream) -> None:
-        stream.closed = True
-        stream.held = None
-        self.blocked.pop(stream.id, None)
-        self.streams.pop(stream.id, None)
-
-
-async def flushed(connection: Connection, patience_s: float) -> None:
-    """Returns when the socket has taken everything, the connection is gone or patience is at its end."""
-    end = connection.loop.time() + patience_s
-    while not connection.dead and connection.transport is not None and connection.loop.time() < end:
-        connection.flush()
-        if not connection.transport.get_write_buffer_size():
-            return
-        await asyncio.sleep(0.005)
+    def on_ended(self) -> None:
+        self._resets = max(0.0, self._resets - 2)

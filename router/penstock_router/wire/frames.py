@@ -57,9 +57,14 @@ class Limits:
     max_header_block: int = 16 * 1024  # octets of one header block, CONTINUATION included
     stream_window: int = 1 << 20  # octets in flight towards us on one stream
     connection_window: int = 16 << 20  # octets in flight towards us on one connection
-    max_resets: int = 2_000  # streams a peer may reset beyond those it let end, before the connection is closed
+    max_resets: int = 2_000  # streams a peer may reset beyond those it let end, before the connection is closed,
+    resets_per_s: float = 500.0  # and beyond so many a second
     write_high_water: int = 1 << 20  # octets unsent in the socket before streams hold their output
-    max_control: int = 4 << 20  # octets unsent before answers to pings and settings close the connection
+    max_control: int = 4 << 20  # octets of answers unsent beyond what flow control lets through, before the connection is closed
+    max_noise: int = 10_000  # frames a second that move nothing: pings, settings, priorities, scraps of data
+    max_partial: int = 512 << 20  # octets of incomplete messages over all connections of one server
+    max_connections: int = 8192  # of one server; further ones are closed at once
+    patience_s: float = 120.0  # for a request to arrive, and for the last of an answer to be taken
     keepalive_s: float = 20.0  # silence before a ping
     keepalive_timeout_s: float = 10.0  # silence after a ping before the connection is given up
 

@@ -13,6 +13,7 @@ Header = tuple[bytes, bytes]
 MAX_TABLE: Final = 4096  # octets as section 4.1 counts them; the default, which is what we advertise
 MAX_LIST: Final = 16 * 1024  # octets of a decoded header list
 CACHED_BLOCKS: Final = 64
+CACHED_OCTETS: Final = 512  # of a block that is worth keeping
 
 STATIC: Final[tuple[Header, ...]] = (
     (b":authority", b""), (b":method", b"GET"), (b":method", b"POST"), (b":path", b"/"), (b":path", b"/index.html"),
@@ -64,25 +65,50 @@ def _codes() -> dict[tuple[int, int], int]:
     return codes
 
 
-_CODES: Final = _codes()
+def _automaton() -> tuple[list[int], list[int], frozenset[int]]:
+    """Next state and octet (or -1) for state * 16 + four bits, and the states in which a string may end.
+
+    A state is a prefix of a code. No code has fewer than five bits, so four give at most one octet. State -1: no such code.
+    """
+    codes = _codes()
+    prefixes = {(length, code >> (full - length)) for full, code in codes for length in range(full)}
+    states = {prefix: number for number, prefix in enumerate(sorted(prefixes))}
+    following, octets = [-1] * (16 * len(states)), [-1] * (16 * len(states))
+    for (length, code), state in states.items():
+        for bits in range(16):
+            at, prefix, octet = length, code, -1
+            for shift in (3, 2, 1, 0):
+                at, prefix = at + 1, prefix << 1 | bits >> shift & 1
+                symbol = codes.get((at, prefix))
+                if symbol is not None:
+                    octet = symbol
+                    at = prefix = 0
+            if octet != EOS:
+                following[state * 16 + bits] = states.get((at, prefix), -1)
+                octets[state * 16 + bits] = octet
+    ends = {state for (length, code), state in states.items() if length < 8 and code == (1 << length) - 1}
+    return following, octets, frozenset(ends)
+
+
+_FOLLOWING, _OCTETS, _ENDS = _automaton()
 
 
 def huffman_decode(data: bytes) -> bytes:
     out = bytearray()
-    code = length = 0
+    state, following, octets = 0, _FOLLOWING, _OCTETS
     for octet in data:
-        for shift in range(7, -1, -1):
-            code = code << 1 | octet >> shift & 1
-            length += 1
-            symbol = _CODES.get((length, code))
-            if symbol is not None:
-                if symbol == EOS:
-                    raise HpackError("EOS in a string")
-                out.append(symbol)
-                code = length = 0
-            elif length > 30:
-                raise HpackError("no such code")
-    if length > 7 or code != (1 << length) - 1:
+        at = state << 4 | octet >> 4
+        if octets[at] >= 0:
+            out.append(octets[at])
+        at = following[at] << 4 | octet & 15
+        if at < 0:
+            raise HpackError("no such code")
+        if octets[at] >= 0:
+            out.append(octets[at])
+        state = following[at]
+        if state < 0:
+            raise HpackError("no such code")
+    if state not in _ENDS:
         raise HpackError("bad padding")
     return bytes(out)
 
@@ -140,7 +166,7 @@ class Decoder:
         headers, changed = self._decode(block)
         if changed or len(self._cache) >= CACHED_BLOCKS:
             self._cache.clear()
-        if not changed:
+        if not changed and len(block) <= CACHED_OCTETS:
             self._cache[block] = headers
         return headers
 

@@ -6,18 +6,19 @@ itself; whatever a handler raises becomes INTERNAL for that call, and nothing el
 
 import asyncio
 import logging
-import types
 from base64 import b64encode
-from collections.abc import Callable, Coroutine, Generator, Iterable
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
 from urllib.parse import quote
 
 import grpc
 
 from . import frames as f
 from . import hpack
-from .connection import Connection, flushed
+from .connection import Connection, Refusal
+from .outgoing import Room, flushed
 from .stream import Stream
+from .unary import Unary
 
 Metadata = Iterable[tuple[str, str | bytes]]
 log = logging.getLogger("penstock.wire")
@@ -25,6 +26,9 @@ log = logging.getLogger("penstock.wire")
 RESPONSE: Final = hpack.encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
 TRAILERS_OK: Final = hpack.encode([(b"grpc-status", b"0")])
 FLUSH_S: Final = 0.5  # what a stopping server gives a client to take its last words
+MAX_MESSAGE: Final = 1024  # octets of a status message
+MAX_TRAILERS: Final = 7 * 1024  # octets of a trailers block: clients of grpc's core take 8 KiB
+STATUS: Final = {code.value[0]: code for code in grpc.StatusCode}
 UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 
@@ -41,7 +45,6 @@ class Receiver(Protocol):
 
 
 Method = Callable[["Call"], Receiver]
-Handler = Callable[["Call", bytes], Coroutine[Any, Any, None]]
 
 
 def encode_metadata(metadata: Metadata) -> list[hpack.Header]:
@@ -54,6 +57,14 @@ def encode_metadata(metadata: Metadata) -> list[hpack.Header]:
         else:
             out.append((key.encode(), value if isinstance(value, bytes) else value.encode()))
     return out
+
+
+def told(message: str) -> bytes:
+    """A status message as the wire has it: percent-encoded, and short enough for every client."""
+    text = message.encode("utf-8", "replace")
+    if len(text) > MAX_MESSAGE:
+        text = text[:MAX_MESSAGE].decode("utf-8", "ignore").encode() + b"..."
+    return quote(text, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~").encode()
 
 
 def parse_timeout(value: bytes) -> float | None:
@@ -120,8 +131,10 @@ class Call:
             # grpc-message is percent-encoded; header blocks of one frame are all we write.
             fields = [(b"grpc-status", str(code.value[0]).encode())]
             if message:
-                fields.append((b"grpc-message", quote(message[:2048], safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~").encode()))
+                fields.append((b"grpc-message", told(message)))
             trailers = hpack.encode([*fields, *encode_metadata(trailing_metadata)])
+            if len(trailers) > MAX_TRAILERS:
+                trailers = hpack.encode(fields)  # details are advice; a status that cannot be sent is none
         self._end()
         stream = self.stream
         stream.end_with(trailers if self._headers_sent else RESPONSE + trailers)
@@ -169,19 +182,25 @@ class Call:
             function(*args)
         except Exception:
             log.exception("handler failed", extra={"fields": {"path": self.path.decode("ascii", "replace")}})
+            receiver = self.receiver
             self.finish(grpc.StatusCode.INTERNAL, "internal error")
+            if receiver is not None:
+                receiver.cancelled("internal error")
 
 
 class ServerConnection(Connection):
     """A client's connection."""
 
     def __init__(self, server: "Server") -> None:
-        super().__init__(server.limits)
+        super().__init__(server.limits, server.room)
         self._preface = f.PREFACE
         self.server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        if len(self.server.connections) >= self.limits.max_connections:
+            self.fail(f.ENHANCE_YOUR_CALM, "too many connections")
+            return
         self.server.connections.add(self)
         if self.server.draining:
             self.go_away()
@@ -203,6 +222,7 @@ class ServerConnection(Connection):
         self.last_peer_stream = stream_id
         if self.goaway_sent or len(self.streams) >= self.limits.max_streams:
             self.write(f.frame(f.RST_STREAM, 0, stream_id, f.U32.pack(f.REFUSED_STREAM)))
+            self.count_reset()
             return None
         stream = Stream(self, stream_id)
         path = timeout = content = None
@@ -216,17 +236,20 @@ class ServerConnection(Connection):
         if path is None or content is None or not content.startswith(b"application/grpc"):
             block = hpack.encode([(b":status", b"415")])
             self.write(f.frame(f.HEADERS, f.END_HEADERS | f.END_STREAM, stream_id, block))
+            self.count_reset()
             return None
         self.streams[stream_id] = stream
         call = Call(stream, path, headers)
         stream.owner = call
         method = self.server.methods.get(path)
         if method is None:
-            call.finish(grpc.StatusCode.UNIMPLEMENTED, f"unknown method {path.decode('ascii', 'replace')}")
+            call.finish(grpc.StatusCode.UNIMPLEMENTED, f"unknown method {path[:128].decode('ascii', 'replace')}")
+            self.count_reset()
             return None
         seconds = None if timeout is None else parse_timeout(timeout)
         if timeout is not None and seconds is None:
             call.finish(grpc.StatusCode.INVALID_ARGUMENT, "grpc-timeout: malformed")
+            self.count_reset()
             return None
         try:
             call.start(method, seconds)
@@ -235,16 +258,28 @@ class ServerConnection(Connection):
             call.finish(grpc.StatusCode.INTERNAL, "internal error")
         return stream
 
-    def refuse(self, stream: Stream, oversized: bool) -> None:
+    def sent_end(self, stream: Stream) -> None:
+        """A call that is answered needs nothing more from its client."""
+        if not stream.remote_ended:
+            stream.reset(f.NO_ERROR)
+
+    def on_tick(self) -> None:
+        """Ends streams that have waited for their client for too long: for its request, or for it to take an answer's end."""
+        late = self.loop.time() - self.limits.patience_s
+        for stream in [s for s in self.streams.values() if s.moved_at < late]:
+            call = stream.owner
+            if call is None:
+                stream.reset(f.CANCEL)
+            elif isinstance(call, Call) and isinstance(call.receiver, Unary) and call.receiver.waits:
+                message = f"request: it did not arrive within {self.limits.patience_s:g} s"
+                call.finish(grpc.StatusCode.DEADLINE_EXCEEDED, message)
+
+    def refuse(self, stream: Stream, why: Refusal) -> None:
         call = stream.owner
         if not isinstance(call, Call):
             return
-        if oversized:
-            code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, f"message larger than {self.limits.max_message} octets"
-        else:
-            code, text = grpc.StatusCode.UNIMPLEMENTED, "compressed messages are not accepted; send identity"
         receiver = call.receiver
-        call.finish(code, text)
+        call.finish(STATUS[why.grpc_code], why.message)
         if receiver is not None:
             receiver.cancelled("refused message")
 
@@ -256,6 +291,7 @@ class Server:
         self.limits = limits or f.Limits()
         self.methods: dict[bytes, Method] = {}
         self.connections: set[ServerConnection] = set()
+        self.room = Room(self.limits.max_partial)
         self.draining = False
         self._server: asyncio.Server | None = None
 
@@ -302,78 +338,3 @@ class Server:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
-
-
-class Unary:
-    """A method of one request message, run as a coroutine that the call's end cancels.
-
-    Up to its first wait it runs outside a task: before that it must not ask for the current one.
-    """
-
-    __slots__ = ("__weakref__", "_data", "_function", "call", "task")
-
-    def __init__(self, call: Call, function: Handler | None = None) -> None:
-        self.call = call
-        self.task: asyncio.Task[None] | None = None
-        self._function = function
-        self._data: bytes | None = None
-
-    async def handle(self, call: Call, data: bytes) -> None:
-        """What the call does; for subclasses."""
-        assert self._function is not None
-        await self._function(call, data)
-
-    def message(self, data: bytes) -> None:
-        if self._data is not None or self.task is not None:
-            self.call.finish(grpc.StatusCode.INTERNAL, "more than one request message")
-            return
-        self._data = data
-
-    def half_closed(self) -> None:
-        if self._data is None:
-            self.call.finish(grpc.StatusCode.INTERNAL, "no request message")
-            return
-        # The first step runs here and now: most calls never wait for anything, and a task costs as much as a short call.
-        coroutine = self._run(self._data)
-        try:
-            awaited = coroutine.send(None)
-        except StopIteration:
-            return
-        self.task = self.call.stream.connection.loop.create_task(_go_on(coroutine, awaited))
-
-    def writable(self) -> None:
-        pass
-
-    def cancelled(self, reason: str) -> None:
-        if self.task is not None:
-            self.task.cancel()
-
-    async def _run(self, data: bytes) -> None:
-        call = self.call
-        try:
-            await self.handle(call, data)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("handler failed", extra={"fields": {"path": call.path.decode("ascii", "replace")}})
-            call.finish(grpc.StatusCode.INTERNAL, "internal error")
-
-
-@types.coroutine
-def _go_on(coroutine: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
-    """The rest of a coroutine that has run up to its first wait."""
-    while True:
-        try:
-            value = yield awaited
-        except BaseException as error:  # noqa: BLE001 - handed to the coroutine, a cancellation included
-            failure: BaseException | None = error
-        else:
-            failure = None
-        try:
-            awaited = coroutine.send(value) if failure is None else coroutine.throw(failure)
-        except StopIteration:
-            return
-
-
-def unary(function: Handler) -> Method:
-    return lambda call: Unary(call, function)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from . import frames as f
 
 if TYPE_CHECKING:
-    from .connection import Connection
+    from .outgoing import Outgoing
 
 
 class Owner(Protocol):
@@ -29,14 +29,19 @@ class Owner(Protocol):
 class Stream:
     """One stream. `send` never blocks; `held` says that the peer does not take what is sent."""
 
-    __slots__ = ("closed", "connection", "held", "id", "local_ended", "owner", "partial", "remote_ended", "unacked", "window")
+    __slots__ = (
+        "closed", "connection", "held", "id", "kept", "local_ended", "moved_at", "owner", "partial", "remote_ended", "unacked",
+        "window",
+    )  # fmt: skip
 
-    def __init__(self, connection: "Connection", stream_id: int) -> None:
+    def __init__(self, connection: "Outgoing", stream_id: int) -> None:
         self.connection = connection
         self.id = stream_id
         self.window = connection.peer_initial_window
         self.owner: Owner | None = None
         self.partial = bytearray()
+        self.kept = 0  # octets of it that are booked
+        self.moved_at = connection.loop.time()  # when it opened, later when some of what is held was last taken
         self.unacked = 0  # octets received and not yet given back as window
         self.held: deque[tuple[memoryview, bool]] | None = None  # (octets, whether they are a header block)
         self.local_ended = self.remote_ended = self.closed = False
@@ -78,6 +83,8 @@ class Stream:
         else:
             self.connection.write(f.frame(f.DATA, f.END_STREAM, self.id))
         self.connection.ended(self)
+        if not self.closed:
+            self.connection.sent_end(self)
 
     def reset(self, code: int = f.CANCEL) -> None:
         """Ends the stream at once, both ways; its owner hears nothing more."""
@@ -89,6 +96,8 @@ class Stream:
     def drain(self) -> None:
         """Sends what the windows allow of what is held."""
         held, connection = self.held, self.connection
+        if held and self.window > 0 and connection.window > 0 and not connection.paused:
+            self.moved_at = connection.loop.time()
         while held:
             data, is_block = held[0]
             if is_block:  # always the last

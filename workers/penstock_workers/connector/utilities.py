@@ -8,6 +8,8 @@ from typing import Any
 
 from vllm.v1.engine.core import EngineCore
 
+from penstock_workers.connector.stats_rows import with_held
+
 _HELD_POLL_S = 0.005
 
 
@@ -55,6 +57,7 @@ def stepped(step: Any) -> Any:
         began = time.perf_counter()
         outputs, executed = step(core)
         elapsed_ms = (time.perf_counter() - began) * 1e3
+        tell_held(core, outputs)
         for client, each in list(outputs.items()):
             stats = each.scheduler_stats
             if stats is None:
@@ -70,6 +73,32 @@ def stepped(step: Any) -> Any:
 
     quiet_step._penstock = True  # type: ignore[attr-defined]
     return quiet_step
+
+
+def holding(step: Any) -> Any:
+    """EngineCore.step_with_batch_queue, which tells what is held too."""
+
+    def holding_step(core: Any) -> Any:
+        outputs, executed = step(core)
+        if outputs:
+            tell_held(core, outputs)
+        return outputs, executed
+
+    holding_step._penstock = True  # type: ignore[attr-defined]
+    return holding_step
+
+
+def tell_held(core: Any, outputs: Any) -> None:
+    """Adds to a step's statistics how many ended requests keep their blocks, where that has changed."""
+    scheduler = core.scheduler
+    held = len(scheduler.requests) - sum(scheduler.get_request_counts())
+    if held == getattr(core, "_penstock_held_told", 0):
+        return
+    for each in outputs.values():
+        if each.scheduler_stats is not None:
+            each.scheduler_stats.kv_connector_stats = with_held(each.scheduler_stats.kv_connector_stats, held)
+            core._penstock_held_told = held
+            return
 
 
 def reported(core: Any, stats: Any) -> bool:
@@ -97,3 +126,4 @@ def install() -> None:
         setattr(EngineCore, call.__name__, call)
     if not hasattr(EngineCore.step, "_penstock"):
         EngineCore.step = stepped(EngineCore.step)
+        EngineCore.step_with_batch_queue = holding(EngineCore.step_with_batch_queue)

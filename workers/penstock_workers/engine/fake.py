@@ -91,10 +91,10 @@ class FakeEngine:
         self._late_calls: set[asyncio.Task[None]] = set()
         self._orders = count()
         self._timer: asyncio.Handle | None = None
-        self._due = 0.0  # when the step in flight should end
         self._holder: Holder | None = None
         self._dead = ""
         self._hung = False
+        self._turns = asyncio.Event()  # of a hung engine: it goes on, or is dead
 
     async def open(self, sink: EngineSink) -> None:
         self._sink = sink
@@ -142,13 +142,13 @@ class FakeEngine:
             self._holder.release(request)
 
     async def check(self) -> None:
+        while self._hung and not self._dead:
+            await self._turns.wait()
         if self._dead:
             raise FakeEngineError(self._dead)
-        if self._timer is None and not self._hung:
-            return
-        late = self._loop.time() - self._due
-        if self._sequences and late > self.settings.hang_after_s:
-            raise FakeEngineError(f"the step in flight is {late:.1f} s late")
+
+    def kill(self, reason: str) -> None:
+        self._stop(reason)
 
     async def close(self) -> None:
         self._stop("closed")
@@ -162,17 +162,20 @@ class FakeEngine:
     def inject_hang(self) -> None:
         """Steps stop; the engine says nothing more. `resume` ends it."""
         self._hung = True
-        self._due = self._loop.time()
+        self._turns.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def resume(self) -> None:
         self._hung = False
-        self._kick()
+        self._turns.set()
+        if self.scheduler.has_work:
+            self._kick()
 
     def _stop(self, reason: str) -> None:
         self._dead = self._dead or reason
+        self._turns.set()
         for task in (*self._pulls.values(), *self._late_calls):
             task.cancel()
         if self._timer is not None:
@@ -187,7 +190,6 @@ class FakeEngine:
 
     def _kick(self) -> None:
         if self._timer is None and not self._hung and not self._dead:
-            self._due = self._loop.time()
             self._timer = self._loop.call_soon(self._begin)
 
     def _begin(self) -> None:
@@ -209,7 +211,6 @@ class FakeEngine:
             sum(len(s.ids) for s in decoding),
         )
         real = self._cost_s(figures) * self.settings.time_scale
-        self._due = self._loop.time() + real
         if real:
             self._timer = self._loop.call_later(real, self._end, work, figures)
         else:
@@ -345,9 +346,10 @@ class FakeEngine:
             unfinished = (s for s in self._sequences.values() if s.pending > 1 or not s.context_given)
             tokens = sum(1 if s.kv_params is not None else s.pending for s in unfinished)
         duration = max(perf_counter() - step.began, 1e-9) if step.began else 0.0
+        held = len(self._holder) if self._holder is not None else 0
         self._sink.on_step(
             StepStats(
-                duration, step.prefill_tokens, step.decodes, step.context_tokens, running, waiting, tokens, self.cache.usage
+                duration, step.prefill_tokens, step.decodes, step.context_tokens, running, waiting, tokens, self.cache.usage, held
             )
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from penstock_proto.v1.common_pb2 import FinishReason, Sampling
 
-Fault = Literal["caller", "worker", "transfer", "refused"]
+Fault = Literal["caller", "worker", "transfer", "refused", "gone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ class StepStats:
     waiting: int
     waiting_tokens: int  # prompt tokens not yet computed, running prefills included
     kv_usage: float  # 0 to 1
+    held: int = 0  # legs that ended and whose KV is still held; a change is told by a step, with work or without
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +150,17 @@ class Engine(Protocol):
         """End a leg at once: no output for it follows. Unknown keys are ignored."""
 
     def hand_off(self, key: int) -> None:
-        """End a running leg at its next token with LEG_END and its KV held. A leg that ends first, ends as it would."""
+        """End a leg at its next token with LEG_END and its KV held. One that waits, pulls or is still prefilled ends so at
+        its first token; one that ends first, ends as it would; a second call changes nothing."""
 
     def release_kv(self, params: bytes) -> None:
         """Free KV held by this engine (HeldKv.params). Unknown or already pulled: ignored."""
 
     async def check(self) -> None:
-        """Raises where the engine is dead or hangs."""
+        """Returns when the engine is between two steps, raises where it is dead. One that hangs does neither."""
+
+    def kill(self, reason: str) -> None:
+        """The worker holds the engine for dead: its processes end now, and nothing is said any more."""
 
     async def close(self) -> None:
         """Ends the engine and every child process."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from penstock_proto.v1.common_pb2 import FinishReason
 from penstock_workers.connector.parent import watch_children
-from penstock_workers.connector.stats_rows import pulls
+from penstock_workers.connector.stats_rows import pulls, take_held
 from penstock_workers.engine import vllm_args, vllm_kv, vllm_sampling
 from penstock_workers.engine.protocol import (
     EngineInfo,
@@ -36,7 +36,6 @@ from penstock_workers.engine.vllm_legs import LegTable, RunningLeg
 
 logger = logging.getLogger(__name__)
 
-_CHECK_TIMEOUT_S = 30.0
 _STARTING = threading.Lock()  # an engine's settings reach its child by the environment, which a process has once
 _CAPABILITIES = ("resume", "hand_off", "kv_transfer", "structured_output", "logprobs")
 _FIELDS = ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty",
@@ -66,7 +65,7 @@ class VllmEngine:
         self._tasks: tuple[str, ...] = ()
         self._events: KvEventReader | None = None
         self._legs = LegTable(settings.kv_lease_s, self._release_stray)
-        self._last_step: tuple[int, int, float] = (0, 0, 0.0)
+        self._last_step: tuple[int, int, float, int] = (0, 0, 0.0, 0)
         self._calls: set[asyncio.Task[Any]] = set()
         self._faults: dict[int, asyncio.Handle] = {}
         self._dead = ""
@@ -147,11 +146,12 @@ class VllmEngine:
     async def check(self) -> None:
         if self._llm is None or self._dead or self._llm.engine_core.resources.engine_dead:
             raise EngineGone(self._dead or "the engine is not running")
-        try:
-            async with asyncio.timeout(_CHECK_TIMEOUT_S):
-                await self._llm.engine_core.call_utility_async("penstock_held")
-        except TimeoutError:
-            raise EngineGone(f"the engine did not answer within {_CHECK_TIMEOUT_S:g} s") from None
+        await self._llm.engine_core.call_utility_async("penstock_held")
+
+    def kill(self, reason: str) -> None:
+        self._dead = self._dead or reason
+        for process in self._llm.core_processes() if self._llm is not None else ():
+            process.kill()  # also one that is stopped, and so deaf to everything else
 
     async def close(self) -> None:
         self._closing = True
@@ -280,9 +280,10 @@ class VllmEngine:
         stats = core.scheduler_stats
         if stats is None:
             return
-        step: StepStats = self._legs.step(stats)
+        stats.kv_connector_stats, held = take_held(stats.kv_connector_stats)
+        step: StepStats = self._legs.step(stats, held)
         # While KV is held the engine steps about every millisecond with nothing to say.
-        now = (step.running, step.waiting, step.kv_usage)
+        now = (step.running, step.waiting, step.kv_usage, step.held)
         if stats.iteration_details is not None or now != self._last_step:
             self._last_step = now
             sink.on_step(step)

@@ -44,6 +44,7 @@ class LegTable:
         self._step_context = 0  # the same, when the last step began
         self._waiting_tokens = 0  # of legs without a token
         self._computed_ahead = 0  # of those, computed by steps that gave no token
+        self._held = 0  # ended legs whose KV is held, as the engine told last
         self.preemptions = 0
 
     def __len__(self) -> int:
@@ -128,8 +129,11 @@ class LegTable:
             else:
                 self._stray(kv)
 
-    def step(self, stats: Any) -> StepStats:
-        """What vLLM's SchedulerStats say of a step, and what the legs here add to it. After `outputs`."""
+    def step(self, stats: Any, held: int | None = None) -> StepStats:
+        """What vLLM's SchedulerStats say of a step, and what the legs here add to it. After `outputs`.
+
+        `held` is told when it changes."""
+        self._held = self._held if held is None else held
         details = stats.iteration_details
         duration_s, prefill, decodes = 0.0, 0, 0
         if details is not None:
@@ -147,6 +151,7 @@ class LegTable:
             waiting=stats.num_waiting_reqs + stats.num_skipped_waiting_reqs,
             waiting_tokens=self._waiting_tokens - self._computed_ahead,
             kv_usage=stats.kv_cache_usage,
+            held=self._held,
         )
 
 

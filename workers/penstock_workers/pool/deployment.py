@@ -2,11 +2,13 @@
 
 Promise: Serve owns the process and nothing else: no request passes through it. A replica's constructor returns when its worker
 serves, its destructor drains, its health check is the engine's, and the death of its engine ends the process, so that Serve
-starts another.
+starts another. So does an engine that hangs, and a worker that was drained to leave.
 """
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import logging
 import os
 from typing import Any
@@ -36,21 +38,27 @@ class Replica:
         _keep_serve_on_loopback()
         made = WorkerConfig.model_validate(config)
         unique = serve.get_replica_context().replica_id.unique_id
-        self._worker = await start_replica(made.model_copy(update={"worker_id": f"{made.worker_id}-{unique}"}))
+        # The pools' configuration is one; the address of its pod is each replica's own.
+        host = os.environ.get("PENSTOCK_HOST", made.host)
+        self._worker = await start_replica(made.model_copy(update={"worker_id": f"{made.worker_id}-{unique}", "host": host}))
         self._watch = asyncio.create_task(self._end_with_engine(), name="engine's death")
 
     async def check_health(self) -> None:
         await self._worker.check()
 
     async def _end_with_engine(self) -> None:
-        reason = await asyncio.shield(self._worker.died)  # cancelling this task must not cancel the future
+        died, left = self._worker.died, self._worker.left
+        await asyncio.wait((died, left), return_when=asyncio.FIRST_COMPLETED)
         await asyncio.sleep(_LAST_WORDS_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 await self._worker.engine.close()
-        log.error("ending the replica: its engine died", extra={"reason": reason})
+        if died.done():
+            log.error("ending the replica: its engine died", extra={"reason": died.result()})
+        else:
+            log.info("ending the replica: it was drained to be replaced")
         # Not sys.exit: Ray catches it, and the replica would stay without an engine.
-        os._exit(1)
+        os._exit(int(died.done()))
 
     async def __del__(self) -> None:
         """Serve awaits this before it ends the actor."""
@@ -113,5 +121,8 @@ def build_app(spec: dict[str, Any]) -> Any:
         )
         # An application has one root; the pools that follow hang on it, so that they live in the same application.
         others = bound if name == next(iter(spec["pools"])) else []
-        bound.append(deployment.bind(config.model_dump(mode="json"), *others))
+        # Without a version of its own Serve takes every deploy for new code, and a change of replicas would replace them all.
+        version = hashlib.sha256(json.dumps([config.model_dump(mode="json"), options], sort_keys=True).encode()).hexdigest()
+        versioned = deployment.options(_internal=True, version=version[:16])
+        bound.append(versioned.bind(config.model_dump(mode="json"), *others))
     return bound[-1]

@@ -20,6 +20,7 @@ _FAULTS = {
     "worker": LegError.WORKER,
     "transfer": LegError.TRANSFER,
     "refused": LegError.REFUSED,
+    "gone": LegError.GONE,
 }
 RUNNING, STOP, LENGTH = FinishReason.FINISH_REASON_UNSPECIFIED, FinishReason.STOP, FinishReason.LENGTH
 LEG_END, ERROR = FinishReason.LEG_END, FinishReason.ERROR
@@ -48,6 +49,7 @@ class Leg:
     began_at_step: int
     logprobs: bool
     seen: bool = False  # the engine has said something of it
+    mark: int = 0  # of a request that its client named, until its first token
 
 
 @dataclass(slots=True)
@@ -75,6 +77,7 @@ class LegTable:
     def __init__(self, identity: Identity, tokens: Tokens) -> None:
         self.identity = identity
         self.refuses = ""  # why no leg may start
+        self.began: list[int] = []  # marks of requests that got a token, for the next reports
         self._tokens = tokens
         self._legs: dict[int, Leg] = {}
         self._attaches: dict[int, _Attach] = {}
@@ -131,6 +134,7 @@ class LegTable:
             return failed(leg_id, "caller", "chars_sent", str(error))
         self._keys += 1
         leg = Leg(self._keys, attach, leg_id, command.request_id, text, self._steps, sampling.HasField("logprobs"))
+        leg.mark = command.request_mark
         self._legs[leg.key] = stream.legs[leg_id] = leg
         stream.uncovered.append(leg_id)
         if len(stream.uncovered) > _HELD_KEPT:
@@ -181,6 +185,9 @@ class LegTable:
 
     def _message(self, leg: Leg, output: EngineOutput, out: Translated) -> LegOutput:
         finish, stop, ids = output.finish, output.stop_reason, output.token_ids
+        if leg.mark and ids:
+            self.began.append(leg.mark)
+            leg.mark = 0
         text = leg.text
         pushed = text.push(ids, ends_by_token=finish == STOP)
         if pushed.stop:
@@ -236,11 +243,13 @@ class LegTable:
         top = [TokenLogprob(token_id=i, token=spell(i), logprob=value) for i, value in p.top]
         return TokenLogprob(token_id=p.token_id, token=spell(p.token_id), logprob=p.logprob, top=top)
 
-    def fail_all(self, message: str) -> dict[int, list[LegOutput]]:
-        """The engine is gone: ends every leg with the worker's fault."""
-        out: dict[int, list[LegOutput]] = {}
+    def fail_all(self, fault: Fault, message: str) -> Translated:
+        """Ends every leg with this fault; the engine must be told of each."""
+        out = Translated()
         for leg in self._legs.values():
-            out.setdefault(leg.attach, []).append(failed(leg.leg_id, "worker", "", message))
+            out.outputs.setdefault(leg.attach, []).append(failed(leg.leg_id, fault, "", message))
+            out.aborts.append(leg.key)
+            out.ended.append((leg, ERROR, fault))
         self._legs.clear()
         for stream in self._attaches.values():
             stream.legs.clear()

@@ -15,9 +15,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import grpc
 
-from penstock_proto.v1.fleet_pb2 import CostReport, RouterNotice, WorkerReport
+from penstock_proto.v1.fleet_pb2 import CostReport, RouterNotice, SeenRequests, WorkerReport
 from penstock_workers.engine.protocol import KvOp
 from penstock_workers.pool.kv_feed import KvFeed
+from penstock_workers.pool.roles import Assignment, assign
+from penstock_workers.pool.seen import Seen
 from penstock_workers.pool.state import WorkerState
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ class Reports:
         count: Count,
     ) -> None:
         self.feed = KvFeed()
+        self.seen = Seen()
         self._state = state
         self._routers = routers
         self._load_report_s = load_report_s
@@ -160,6 +163,7 @@ class Reports:
         now = self._loop.time()
         if self.feed.pending and now >= self._kv_at + KV_EVERY_S:
             self._flush_kv()
+        self._flush_seen(now)
         if (self._load_dirty and now >= self._load_at + LOAD_EVERY_S) or now >= self._load_at + 0.95 * self._load_report_s:
             self._load_at = now
             self._load_dirty = False
@@ -178,6 +182,11 @@ class Reports:
         if message is not None:
             self._kv_at = self._loop.time()
             self._send("kv", message)
+
+    def _flush_seen(self, now: float) -> None:
+        began = self._state.began()
+        if began and (new := self.seen.note(began, now)):
+            self._send("seen", WorkerReport(seen=SeenRequests(hashes=new)).SerializeToString())
 
     def _send_cost(self) -> None:
         report = self._cost()
@@ -264,6 +273,8 @@ class Reports:
         self._count("hello")
         link.put((WorkerReport(hello=self._state.hello()).SerializeToString(),))
         self._catch_up(link)
+        if seen := self.seen.all(self._loop.time()):
+            link.put((WorkerReport(seen=SeenRequests(hashes=seen)).SerializeToString(),))
         if self._last_cost:
             link.put((self._last_cost,))
         if self._state.draining is not None:
@@ -286,7 +297,16 @@ class Reports:
                 log.info("router asked for a snapshot", extra={"router_id": link.router_id})
                 self._catch_up(link)
             case "role":
-                lowest = min((k.router_id for k in self._links.values() if k.router_id), default="")
-                if link.router_id == lowest and self._state.adopt_role(notice.role.role, notice.role.epoch):
-                    log.info("role adopted", extra={"role": self._state.role, "router_id": link.router_id})
-                    self._send("hello", WorkerReport(hello=self._state.hello()).SerializeToString())
+                self._assign(Assignment(link.router_id, notice.role.role, notice.role.epoch))
+
+    def _assign(self, word: Assignment) -> None:
+        """A changed role is told by another Hello on every stream. A Hello begins the KV sequence, so a snapshot follows it."""
+        self._state.role, why = assign(self._state.role, word, [link.router_id for link in self._links.values()])
+        if why:
+            log.info("role not taken", extra={"role": word.role, "epoch": word.epoch, "router_id": word.router_id, "reason": why})
+            return
+        log.info("role taken", extra={"role": word.role, "epoch": word.epoch, "router_id": word.router_id})
+        self._flush_kv()
+        self._send("hello", WorkerReport(hello=self._state.hello()).SerializeToString())
+        for link in self._links.values():
+            self._catch_up(link)

@@ -7,6 +7,7 @@ its legs are aborted in the engine before anything else is done.
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
@@ -16,7 +17,16 @@ from grpc_reflection.v1alpha import reflection
 
 from penstock_proto.v1 import worker_pb2, worker_pb2_grpc
 from penstock_proto.v1.inference_pb2 import GenerateResponse
-from penstock_proto.v1.worker_pb2 import DirectRequest, LegOutput, ModelFile, ModelRequest, StepOutputs, WorkerCommand
+from penstock_proto.v1.worker_pb2 import (
+    DirectRequest,
+    DrainRequest,
+    DrainResponse,
+    LegOutput,
+    ModelFile,
+    ModelRequest,
+    StepOutputs,
+    WorkerCommand,
+)
 from penstock_workers.engine.protocol import Engine, EngineLeg
 from penstock_workers.pool.legs import LegTable, Translated
 from penstock_workers.pool.model_files import chunks, read_files
@@ -42,23 +52,42 @@ AttachContext = grpc.aio.ServicerContext[WorkerCommand, StepOutputs]
 class Watcher(Protocol):
     """Hears of legs, for metrics and logs."""
 
-    def on_leg_started(self) -> None: ...
+    def on_leg_started(self, tokens: int) -> None: ...
     def on_leg_aborted(self) -> None: ...
     def on_legs_lost(self, count: int, router_id: str) -> None: ...
+    async def drain(self, reason: str) -> "Drained": ...
+    def leave(self) -> None:
+        """The process is to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """How a drain ended."""
+
+    legs: int = 0  # when it began
+    cut: int = 0  # of those, unfinished at its time limit
+    duration_s: float = 0.0
 
 
 class Outbox:
     """What one Attach stream has to say; outputs under backlog become one message."""
 
-    __slots__ = ("_pending", "_wake")
+    __slots__ = ("_pending", "_wake", "_written")
 
     def __init__(self) -> None:
         self._pending: list[LegOutput] = []
         self._wake = asyncio.Event()
+        self._written = asyncio.Event()
+        self._written.set()
 
     def put(self, outputs: list[LegOutput]) -> None:
         self._pending += outputs
         self._wake.set()
+        self._written.clear()
+
+    async def flushed(self) -> None:
+        """When everything put so far has been written."""
+        await self._written.wait()
 
     async def write_all(self, context: AttachContext) -> None:
         while True:
@@ -67,6 +96,8 @@ class Outbox:
             pending, self._pending = self._pending, []
             if pending:
                 await context.write(StepOutputs(legs=pending))
+            if not self._pending:
+                self._written.set()
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
@@ -90,8 +121,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
         for attach, messages in outputs.items():
             self._outboxes[attach].put(messages)
 
-    def fail_all(self, message: str) -> None:
-        self._put(self._table.fail_all(message))
+    async def flushed(self, limit_s: float) -> None:
+        """When every stream has got what was said to it; a router that does not read is not waited for beyond the limit."""
+        waits = [asyncio.ensure_future(outbox.flushed()) for outbox in self._outboxes.values()]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=limit_s)
+            for wait in late:
+                wait.cancel()
 
     async def Attach(self, request_iterator: AsyncIterator[WorkerCommand], context: AttachContext) -> None:
         first = await context.read()
@@ -124,7 +160,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
             case "start":
                 leg = self._table.start(attach, command.start)
                 if isinstance(leg, EngineLeg):
-                    self._watcher.on_leg_started()
+                    self._watcher.on_leg_started(len(leg.token_ids))
                     self._engine.start(leg)
                 else:
                     log.warning("leg refused", extra={"request_id": command.start.request_id, "reason": leg.error.message})
@@ -152,6 +188,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
             grpc.StatusCode.UNIMPLEMENTED,
             "Worker.Generate (look-aside by ticket) is not built; use the router's Inference.Generate",
         )
+
+    async def Drain(self, request: DrainRequest, context: grpc.aio.ServicerContext[DrainRequest, DrainResponse]) -> DrainResponse:
+        """A caller that goes away does not stop the drain."""
+        drained = await self._watcher.drain(request.reason or "asked to")
+        if request.leave:
+            self._watcher.leave()
+        return DrainResponse(legs=drained.legs, cut=drained.cut, duration_s=drained.duration_s)
 
     async def Model(
         self, request: ModelRequest, context: grpc.aio.ServicerContext[ModelRequest, ModelFile]

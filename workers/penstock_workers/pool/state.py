@@ -6,16 +6,15 @@ Promise: one place for the facts in reports; synchronous, one owner, no I/O and 
 from penstock_proto.v1.fleet_pb2 import Capacity, Draining, HashSettings, Hello, LoadReport
 from penstock_workers.engine.protocol import EngineInfo, StepStats
 from penstock_workers.pool.legs import LegTable
+from penstock_workers.pool.roles import Held
 
-ROLES = ("prefill", "decode", "both")
 _IDLE = StepStats(0.0, 0, 0, 0, 0, 0, 0, 0.0)
 
 
 class WorkerState:
     def __init__(self, info: EngineInfo, table: LegTable, *, pool: str, role: str, model: str, address: str) -> None:
         self.info = info
-        self.role = role
-        self.role_epoch = 0
+        self.role = Held(role)
         self.address = address
         self.draining: Draining | None = None
         self.stats = _IDLE
@@ -31,13 +30,10 @@ class WorkerState:
             self.steps += 1
             self._table.step()
 
-    def adopt_role(self, role: str, epoch: int) -> bool:
-        """Takes a router's assignment; True where it changed something."""
-        if role not in ROLES or role == self.role or epoch < self.role_epoch:
-            return False
-        self.role = role
-        self.role_epoch = max(epoch, self.role_epoch + 1)
-        return True
+    def began(self) -> list[int]:
+        """Marks of requests whose answers began since the last call."""
+        began, self._table.began = self._table.began, []
+        return began
 
     def hello(self) -> Hello:
         info, identity = self.info, self._table.identity
@@ -45,8 +41,8 @@ class WorkerState:
             worker_id=identity.worker_id,
             incarnation=identity.incarnation,
             pool=self._pool,
-            role=self.role,
-            role_epoch=self.role_epoch,
+            role=self.role.role,
+            role_epoch=self.role.epoch,
             address=self.address,
             model=self._model,
             model_digest=info.model_digest,
