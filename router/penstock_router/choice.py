@@ -174,6 +174,8 @@ class Choice:
         leg.started = True
         if leg.kind in PULLING:
             self.core.moves.pulls.pop(leg.leg_id, None)
+        if leg.emitted_before:
+            self.core.moves.arrived(self)
         self.core.fleet.ledger.started(leg.hold)
         if output.HasField("context"):
             context = output.context

@@ -1,11 +1,13 @@
 """Running legs that leave their worker: because it drains, or because another has room that it lacks.
 
 Promise: a leg is told to hand off only when the worker it goes to is booked; each leg moves to one place at a time; a
-leg that nobody can take stays, and is tried again on every tick while its worker drains. A leg that waits for KV longer
-than pull_timeout_s computes it.
+leg that nobody can take stays, and is tried again on every tick while its worker drains. Few legs of a worker move at a
+time: its engine goes on with the others, so that a stream pauses for one pull and not for all those before it. A leg
+that waits for KV longer than pull_timeout_s computes it.
 """
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("penstock.moves")
 HAND_OFF: Final = "hand_off"  # the capability
+AT_ONCE: Final = 2  # legs of a draining worker that move at a time: one is pulled while the next one ends
+PART: Final = 64  # or so small a part of them, where they are many
 SETTLE_S: Final = 2.0  # a leg that was moved to find room stays at least so long
 
 
@@ -30,21 +34,44 @@ class Moves:
     def __init__(self, core: "Dispatcher") -> None:
         self._core = core
         self.pulls: dict[int, tuple[Choice, float]] = {}  # by leg id: those that pull KV and have said nothing, oldest first
+        self._leaving: dict[int, deque[Choice]] = {}  # by slot: what a draining worker has left to hand over
+        self._under_way: dict[Choice, int] = {}  # the slot that it leaves
         self._moved_at: dict[int, float] = {}  # by slot: when a leg last left it for room
 
     def draining(self, member: Member) -> None:
-        """At once, and again on each tick for those that found no place."""
-        asked = 0
-        for choice in list(self._choices(member.slot)):
-            choice.step(legs.WorkerDraining(member.slot))
-            asked += self._leave(choice, member)
-        if asked:
-            event(log, "legs leave a draining worker", worker=member.name, legs=asked, reason=member.draining)
+        """When it says so, and again on each tick for those that found no place."""
+        slot, first = member.slot, member.slot not in self._leaving
+        found = list(self._choices(slot))
+        for choice in found:
+            choice.step(legs.WorkerDraining(slot))
+        self._leaving[slot] = deque(choice for choice in found if self._could_leave(choice, member))
+        if first:
+            event(log, "legs leave a draining worker", worker=member.name, legs=len(found), reason=member.draining)
+        self._go(member)
+
+    def arrived(self, choice: "Choice") -> None:
+        """A leg has said its first: where it came from, the next one may go."""
+        slot = self._under_way.pop(choice, None)
+        member = self._core.fleet.members.get(slot) if slot is not None else None
+        if member is not None and self._leaving.get(member.slot):
+            self._go(member)
+
+    def _go(self, member: Member) -> None:
+        queue = self._leaving[member.slot]
+        self._under_way = {c: slot for c, slot in self._under_way.items() if _moves(c)}
+        room = max(AT_ONCE, len(queue) // PART) - sum(slot == member.slot for slot in self._under_way.values())
+        while queue and room > 0:
+            choice = queue.popleft()
+            if self._could_leave(choice, member) and self._move(choice, "drain", only=None):
+                self._under_way[choice] = member.slot
+                room -= 1
 
     def tick(self, now: float) -> None:
         for member in list(self._core.fleet.members.values()):
             if member.draining and member.legs:
                 self.draining(member)
+        if self._leaving:
+            self._leaving = {slot: queue for slot, queue in self._leaving.items() if slot in self._core.fleet.members}
         self._stop_stalled_pulls(now)
         self._rebalance(now)
 
@@ -70,13 +97,12 @@ class Moves:
                 if (leg is not None and leg.slot == slot) or (placed is not None and placed.slot == slot):
                     yield choice
 
-    def _leave(self, choice: "Choice", member: Member) -> bool:
-        leg = choice.chain.leg
-        if leg is None or leg.slot != member.slot or leg.kind == "prefill" or choice.chain.moving is not None:
+    def _could_leave(self, choice: "Choice", member: Member) -> bool:
+        chain = choice.chain
+        leg = chain.leg
+        if leg is None or leg.slot != member.slot or leg.kind == "prefill" or chain.moving is not None:
             return False
-        if HAND_OFF not in member.hello.capabilities:
-            return False
-        return self._move(choice, "drain", only=None)
+        return HAND_OFF in member.hello.capabilities
 
     def _move(self, choice: "Choice", why: str, only: int | None) -> bool:
         """Book a place and tell the leg. `only`: the slot that it must be."""
@@ -139,3 +165,10 @@ class Moves:
                     source=core.worker_name(proposal.source), target=core.worker_name(proposal.target),
                     saved_s=round(proposal.saved_s, 4), lost_s=round(proposal.lost_s, 4),
                 )  # fmt: skip
+
+
+def _moves(choice: "Choice") -> bool:
+    """It was told to hand off and has not said anything at its new place."""
+    if choice.answer.over or choice.finish:
+        return False
+    return choice.chain.moving is not None or (choice.leg is not None and not choice.leg.started)
