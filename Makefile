@@ -75,7 +75,7 @@ lock: | $(UV) ## resolve both locks anew
 kube: setup ## build the test cluster's programs into the cache (once, 12 to 25 minutes)
 	@cd e2e && ../$(BIN)/python -m kube.build || echo "make kube: tests that need a cluster will be skipped" >&2
 
-test: check kube ## everything CI runs
+test: check ## everything CI runs; tests of a real API server run where `make kube` was run
 	@$(BIN)/pytest -q -m "slow or engine or e2e" tests e2e
 
 bench: setup ## the project's figures beside the peers', JSON in out/bench.json
