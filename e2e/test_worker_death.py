@@ -59,7 +59,6 @@ def kill_under_load(service: Service, victim: int) -> Counter[str]:
         late = [pool.submit(one_stream, service.grpc, i, began) for i in range(STREAMS // 2, STREAMS)]
         os.kill(victim, signal.SIGKILL)
         ends = [f.result(120) for f in early + late]
-    assert all(seen > 0 for how, seen in ends if how == "aborted"), "a stream without a token moves, it is not aborted"
     return Counter(how for how, _ in ends)
 
 
@@ -70,13 +69,13 @@ def mortal() -> "Service":  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(("pool", "victim"), [("decode", "replica"), ("decode", "engine core"), ("prefill", "replica")])
-def test_killing_a_worker_moves_or_aborts_its_streams_and_it_comes_back(mortal: Service, pool: str, victim: str) -> None:
+def test_killing_a_worker_breaks_no_stream_and_it_comes_back(mortal: Service, pool: str, victim: str) -> None:
     wait_for_workers(mortal, 2)
     (pid,) = mortal.replicas(pool) if victim == "replica" else mortal.engine_cores(pool)
     ends = kill_under_load(mortal, pid)
     back_s = wait_for_workers(mortal, 2)
     print(f"\nkilled the {pool} {victim}: {dict(ends)}; both workers ready again after {back_s:.1f} s")
-    assert set(ends) <= {"complete", "aborted"}
+    assert ends == {"complete": STREAMS}
     with Client(mortal.grpc) as client:
         for _ in range(4):
             assert client.generate("After the fall", max_tokens=4, ignore_eos=True).finish_reason == "length"
