@@ -73,13 +73,13 @@ lock: | $(UV) ## resolve both locks anew
 
 .PHONY: kube
 kube: setup ## build the test cluster's programs into the cache (once, 12 to 25 minutes)
-	@cd e2e && ../$(BIN)/python -m kube.build || echo "make kube: tests that need a cluster will be skipped" >&2
+	@PYTHONPATH=e2e $(BIN)/python -m kube.build || echo "make kube: tests that need a cluster will be skipped" >&2
 
 test: check ## everything CI runs
 	@$(BIN)/pytest -q -m "slow or engine or e2e" tests e2e --ignore e2e/kube
 
 bench: setup ## the project's figures beside the peers', JSON in out/bench.json
-	@$(BIN)/python bench/run.py
+	@PYTHONPATH=bench:e2e $(BIN)/python bench/run.py
 
 e2e: setup ## whole processes, in full; with a real API server and a real node where `make kube` was run
 	@PENSTOCK_FULL=1 $(BIN)/pytest -q e2e

@@ -86,6 +86,8 @@ class Nursery:
 def nursery(folder: Path) -> Iterator[Nursery]:
     forker = subprocess.Popen(
         [sys.executable, "-m", "kube.operators"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        # PYTHONSAFEPATH, which `make` sets, keeps the working folder off the path.
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
         cwd=Path(__file__).resolve().parents[1],
     )  # fmt: skip
     made = Nursery(folder, forker)

@@ -8,6 +8,7 @@ after each batch nothing is held and the next request is served.
 import asyncio
 import contextlib
 import json
+import os
 import random
 import re
 import subprocess
@@ -299,7 +300,9 @@ async def readable() -> set[int]:
 
 async def run(cases: int, seed: int) -> Findings:
     serving = [sys.executable, __file__, "--serve"]
-    process = subprocess.Popen(serving, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: ASYNC220 - before anything runs
+    # PYTHONSAFEPATH, which `make` sets, keeps a script's own folder off the path.
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(serving, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)  # noqa: ASYNC220 - nothing runs yet
     try:
         assert process.stdout is not None
         port = int(await asyncio.to_thread(process.stdout.readline))
