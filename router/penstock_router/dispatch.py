@@ -341,19 +341,19 @@ class Dispatcher:
         link = self.links.pop(member.slot, None)
         if link is not None:
             link.close("the worker is gone")
-        for answer in list(self.open_answers):
-            for choice in answer.choices:
-                if choice.chain.counts_on(member.slot):
-                    choice.step(legs.WorkerLost(member.slot))
+        self._lost(member.slot)
 
     def link_broken(self, member: Member, reason: str) -> None:
         """Its own legs have heard. Those that pull from it need not wait for the pull's timeout, and none moves to it."""
         if not member.gone and not member.draining:
             self.worker_failed(member.slot, reason)
+        self._lost(member.slot)
+
+    def _lost(self, slot: int) -> None:
         for answer in list(self.open_answers):
             for choice in answer.choices:
-                if choice.chain.counts_on(member.slot):
-                    choice.step(legs.WorkerLost(member.slot))
+                if choice.chain.counts_on(slot):
+                    choice.step(legs.WorkerLost(slot))
 
     def first_token(self, choice: Choice) -> None:
         choice.first_at = self.now()

@@ -98,11 +98,7 @@ class Moves:
                     yield choice
 
     def _could_leave(self, choice: "Choice", member: Member) -> bool:
-        chain = choice.chain
-        leg = chain.leg
-        if leg is None or leg.slot != member.slot or leg.kind == "prefill" or chain.moving is not None:
-            return False
-        return HAND_OFF in member.hello.capabilities
+        return _movable(choice, member.slot) and HAND_OFF in member.hello.capabilities
 
     def _move(self, choice: "Choice", why: str, only: int | None) -> bool:
         """Book a place and tell the leg. `only`: the slot that it must be."""
@@ -144,7 +140,7 @@ class Moves:
                 out = []
                 for choice in self._choices(slot):
                     leg = choice.chain.leg
-                    if leg is None or leg.slot != slot or leg.kind == "prefill" or choice.chain.moving or not choice.emitted:
+                    if leg is None or not choice.emitted or not _movable(choice, slot):
                         continue
                     found[leg.leg_id] = choice
                     figures = core.figures.classes[choice.answer.service_class]
@@ -165,6 +161,12 @@ class Moves:
                     source=core.worker_name(proposal.source), target=core.worker_name(proposal.target),
                     saved_s=round(proposal.saved_s, 4), lost_s=round(proposal.lost_s, 4),
                 )  # fmt: skip
+
+
+def _movable(choice: "Choice", slot: int) -> bool:
+    """It runs there to its answer's end, and stays unless it is told to move."""
+    leg = choice.chain.leg
+    return leg is not None and leg.slot == slot and leg.kind != "prefill" and choice.chain.moving is None
 
 
 def _moves(choice: "Choice") -> bool:

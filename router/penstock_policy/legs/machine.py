@@ -162,7 +162,7 @@ def _placed(chain: Chain, placement: Placement, now: float, leg_id: int) -> Step
 def _unplaced(chain: Chain, reason: str, message: str) -> Step:
     if chain.phase != "placing":
         return chain, ()
-    return _fail(chain, (), "aborted" if chain.emitted else "unavailable", reason, message)
+    return _give_up(chain, (), reason, message)
 
 
 def _resume(chain: Chain, placement: Placement, kv: KvRef | None, actions: tuple[Action, ...], now: float, leg_id: int) -> Step:
@@ -226,12 +226,16 @@ def _handed_off(chain: Chain, kv: KvRef | None, now: float, leg_id: int) -> Step
         chain = chain._replace(attempts=0, exclude=frozenset())
     if target is None or target.slot in chain.lost | chain.avoid:
         if chain.attempts >= MAX_ATTEMPTS_BEGUN:
-            status: Status = "aborted" if chain.emitted else "unavailable"
-            return _fail(chain, untaken + _unwanted(chain, kv), status, "retries_exhausted", "legs end without a token")
+            return _give_up(chain, untaken + _unwanted(chain, kv), "retries_exhausted", "legs end without a token")
         return _place_again(chain, untaken, kv, chain.exclude | {leg.slot}, "handoff")
+    return _to_target(chain, target, kv, untaken, now, leg_id)
+
+
+def _to_target(chain: Chain, target: Placement, kv: KvRef | None, actions: tuple[Action, ...], now: float, leg_id: int) -> Step:
+    """Go on where the leg was to move: of all bookings only that one stays."""
     chain, released = _release(chain, sorted(chain.holds - {target.hold}))
     chain = chain._replace(placement=target, moving=None, attempts=chain.attempts + 1)
-    return _resume(chain, target, kv, untaken + released, now, leg_id)
+    return _resume(chain, target, kv, actions + released, now, leg_id)
 
 
 def _failed(chain: Chain, fault: Fault, message: str, field: str, leg_id: int, may_retry: bool) -> Step:
@@ -299,17 +303,13 @@ def _elsewhere(
         chain = chain._replace(attempts=0, exclude=frozenset())  # what failed before it is history
     chain = chain._replace(exclude=chain.exclude | {leg.slot}, losses=chain.losses + 1)
     if chain.losses > MAX_LOSSES:
-        status: Status = "aborted" if chain.emitted else "unavailable"
-        return _fail(chain, actions, status, "retries_exhausted", f"{chain.losses} workers failed it, last {reason}: {message}")
+        return _give_up(chain, actions, "retries_exhausted", f"{chain.losses} workers failed it, last {reason}: {message}")
     target = chain.moving
     if target is not None and target.slot not in chain.lost | chain.avoid:
-        chain, released = _release(chain, sorted(chain.holds - {target.hold}))
-        chain = chain._replace(placement=target, moving=None, attempts=chain.attempts + 1)
-        return _resume(chain, target, None, actions + released, 0.0, leg_id)
+        return _to_target(chain, target, None, actions, 0.0, leg_id)
     most = MAX_ATTEMPTS_BEGUN if chain.emitted else MAX_ATTEMPTS
     if chain.attempts >= most or (spends and not may_retry and not chain.emitted):
-        status = "aborted" if chain.emitted else "unavailable"
-        return _fail(chain, actions, status, "retries_exhausted", f"{reason}: {message}")
+        return _give_up(chain, actions, "retries_exhausted", f"{reason}: {message}")
     return _place_again(chain, actions, None, chain.exclude, reason, spends)
 
 
@@ -357,6 +357,11 @@ def _end(chain: Chain, actions: tuple[Action, ...]) -> Step:
 
 def _finish(chain: Chain, actions: tuple[Action, ...], reason: Finish) -> Step:
     return _end(chain, (*actions, Finished(reason)))
+
+
+def _give_up(chain: Chain, actions: tuple[Action, ...], reason: str, message: str) -> Step:
+    """Nobody can go on: to ask again is safe only where nothing was sent."""
+    return _fail(chain, actions, "aborted" if chain.emitted else "unavailable", reason, message)
 
 
 def _fail(chain: Chain, actions: tuple[Action, ...], status: Status, reason: str, message: str, field: str = "") -> Step:
