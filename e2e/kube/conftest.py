@@ -2,11 +2,10 @@
 
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from kube.build import Missing
+from kube.asked import or_skip
 from kube.control import Cluster, control_plane
 from kube.faults import Proxy, proxy
 from kube.operators import Nursery, nursery
@@ -28,15 +27,7 @@ def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
 @pytest.fixture(scope="session")
 def cluster(say: Callable[[str], None]) -> Iterator[Cluster]:
     """One API server for the session; tests make namespaces of their own."""
-    try:
-        running = contextlib.ExitStack()
-        found = running.enter_context(control_plane(say))
-    except Missing as error:
-        if os.environ.get("PENSTOCK_KUBE") == "required":
-            raise
-        say(f"SKIPPED, no test cluster: {error}")
-        pytest.skip(f"no test cluster: {error}")
-    with running:
+    with or_skip(control_plane, say) as found:
         yield found
 
 

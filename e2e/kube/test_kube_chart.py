@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kube.build import Missing, ensure
+from kube.asked import or_skip
+from kube.build import ensure
 from kube.control import Cluster, control_plane
 
 from penstock_operator.api import crd
@@ -20,13 +21,14 @@ KINDS = "deployments,services,configmaps,secrets,serviceaccounts,roles,rolebindi
 
 @pytest.fixture(scope="module")
 def bare(say: Callable[[str], None]) -> Iterator[Cluster]:
-    with contextlib.ExitStack() as running:
-        try:
-            cluster = running.enter_context(control_plane(say))
-            cluster.programs |= ensure(["helm"], say)
-        except Missing as error:
-            say(f"SKIPPED, no test cluster: {error}")
-            pytest.skip(f"no test cluster: {error}")
+    with or_skip(_with_helm, say) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def _with_helm(say: Callable[[str], None]) -> Iterator[Cluster]:
+    with control_plane(say) as cluster:
+        cluster.programs |= ensure(["helm"], say)
         yield cluster
 
 

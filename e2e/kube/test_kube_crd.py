@@ -1,6 +1,5 @@
 """The definition and the children on a real API server: every rule refuses by its field's name, every object is valid."""
 
-import contextlib
 import itertools
 import json
 import ssl
@@ -12,7 +11,7 @@ from typing import Any
 
 import crd_cases
 import pytest
-from kube.build import Missing
+from kube.asked import or_skip
 from kube.control import Cluster, control_plane
 from plan_world import World
 
@@ -26,12 +25,7 @@ PODS = "/api/v1/namespaces/{}/pods"
 @pytest.fixture(scope="module")
 def defined(say: Callable[[str], None]) -> Iterator[Cluster]:
     """A control plane of its own: the shell's tests have another definition of this name."""
-    with contextlib.ExitStack() as running:
-        try:
-            cluster = running.enter_context(control_plane(say))
-        except Missing as error:
-            say(f"SKIPPED, no test cluster: {error}")
-            pytest.skip(f"no test cluster: {error}")
+    with or_skip(control_plane, say) as cluster:
         cluster.apply(crd.definition())
         cluster.established(crd.NAME)
         yield cluster

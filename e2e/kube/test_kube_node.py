@@ -1,11 +1,9 @@
 """The real node: pods run, are reached by name and through a Service, and know the API server."""
 
-import contextlib
-import os
 import time
 
 import pytest
-from kube.build import Missing
+from kube.asked import or_skip
 from kube.node import IMAGE, node
 
 pytestmark = pytest.mark.e2e
@@ -15,15 +13,7 @@ WEB = "import http.server as h; h.ThreadingHTTPServer(('', 8080), h.SimpleHTTPRe
 
 @pytest.fixture(scope="module")
 def real(say):
-    try:
-        running = contextlib.ExitStack()
-        found = running.enter_context(node(say))
-    except Missing as error:
-        if os.environ.get("PENSTOCK_KUBE") == "required":
-            raise
-        say(f"SKIPPED, no test node: {error}")
-        pytest.skip(f"no test node: {error}")
-    with running:
+    with or_skip(node, say, "node") as found:
         yield found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kube.build import Missing
+from kube.asked import or_skip
 from kube.control import control_plane, kubeconfig
 from kube.faults import proxy
 from kube.processes import free_ports
@@ -37,20 +37,12 @@ def until(what, seconds=60.0):
 def world(say, tmp_path_factory):
     """A control plane of its own (the shell's tests have another CRD of this name), and one operator behind a proxy."""
     folder = tmp_path_factory.mktemp("whole")
-    try:
-        running = control_plane(say)
-        cluster = running.__enter__()
-    except Missing as error:
-        say(f"SKIPPED, no test cluster: {error}")
-        pytest.skip(f"no test cluster: {error}")
-    try:
+    with or_skip(control_plane, say) as cluster:
         cluster.apply(yaml.safe_load((CHART / "files/llmservices.yaml").read_text()))
         cluster.apply(json.loads((CHART / "charts/kuberay/crds/rayservices.json").read_text()))
         cluster.established("llmservices.serving.penstock.dev", "rayservices.ray.io")
         with proxy(cluster.server, cluster.ca_pem, cluster.token) as through:
             yield World(cluster, through, folder)
-    finally:
-        running.__exit__(None, None, None)
 
 
 class World:
