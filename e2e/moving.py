@@ -19,23 +19,28 @@ LENGTH = 320
 BEGUN_S = 60
 START_S = 420  # four engines on two cores that others may use
 BLOCK = 32
-MANIFEST = """
+
+
+def manifest(prefill: int, decode: int) -> str:
+    return f"""
 apiVersion: serving.penstock.dev/v1alpha1
 kind: LLMService
-metadata: {name: tiny}
+metadata: {{name: tiny}}
 spec:
-  model: {source: "penstock://tiny", name: tiny}
-  engine: {device: cpu}
+  model: {{source: "penstock://tiny", name: tiny}}
+  engine: {{device: cpu}}
   topology:
     mode: disaggregated
-    prefill: {replicas: 2}
-    decode: {replicas: 2}
+    prefill: {{replicas: {prefill}}}
+    decode: {{replicas: {decode}}}
   slo:
     attainment: 0.99
     defaultClass: interactive
-    classes: [{name: interactive, ttft: 2s, tpot: 100ms, priority: 10}]
-  rollout: {drainTimeout: 30s}
+    classes: [{{name: interactive, ttft: 2s, tpot: 100ms, priority: 10}}]
+  rollout: {{drainTimeout: 30s}}
 """
+
+
 SCHEMA = json.dumps(
     {
         "type": "object",
@@ -186,6 +191,18 @@ async def _disturbed(address: str, cases: Sequence[Case], after: int, late: int,
 def disturbed(address: str, cases: Sequence[Case], disturb: Callable[[], Any], *, after: int = 25, late: int = 0) -> Round:
     """Runs the cases; `disturb` is called when each has about `after` tokens; the last `late` begin only then."""
     return asyncio.run(_disturbed(address, cases, after, late, disturb))
+
+
+def pace(streams: Sequence[Stream]) -> str:
+    """The time between tokens that no seam parts, so that a pause can be read in engine steps."""
+    steps = []
+    for one in streams:
+        seams, before = set(), 0
+        for leg in one.legs:
+            seams.add(before)
+            before += leg.generated_tokens
+        steps += [b - a for i, (a, b) in enumerate(zip(one.came, one.came[1:], strict=False), 1) if i not in seams and b > a]
+    return spread(steps)
 
 
 def wrong(streams: Sequence[Stream], want: Sequence[Stream]) -> list[tuple[str, str, int, int]]:

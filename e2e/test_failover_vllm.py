@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from moving import MANIFEST, START_S, Stream, disturbed, expected, spread, wrong
+from moving import START_S, Stream, disturbed, expected, manifest, pace, spread, wrong
 from service import Service, up
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.slow]
@@ -54,7 +54,10 @@ def kill_once(service: Service, number: int, want: Sequence[Stream], kills: Kill
     kills.faults += [(number, name, *one) for one in faults]
     kills.kinds.update(kind for kind, _ in seams)
     kills.gaps += [gap for kind, gap in seams if kind == "resume"]
-    print(f"round {number}: killed {name}; {len(faults)} wrong; {spread([gap for _, gap in seams])}", flush=True)
+    print(
+        f"round {number}: killed {name}; {len(faults)} wrong; {spread([gap for _, gap in seams])}; "
+        f"without a seam {pace(done.streams)}", flush=True,
+    )  # fmt: skip
     service.wait_for_workers(4, without=name)
 
 
@@ -73,7 +76,7 @@ def stop_once(service: Service, want: Sequence[Stream]) -> tuple[list[tuple[obje
 
 
 def test_killed_and_stopped_engines_break_no_stream() -> None:
-    with up(MANIFEST, timeout_s=START_S) as service:
+    with up(manifest(2, 2), timeout_s=START_S) as service:
         service.wait_for_workers(4)
         want, kills = expected(service.grpc, STREAMS), Kills()
         for number in range(ROUNDS):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from moving import MANIFEST, Case, Stream, run_one
+from moving import Case, Stream, manifest, run_one
 from service import PENSTOCK, Service, up
 
 from penstock_client import AsyncClient
@@ -25,8 +25,7 @@ def cli(service: Service, *words: str) -> subprocess.CompletedProcess[str]:
 
 def scale(service: Service, prefill: int, decode: int) -> subprocess.CompletedProcess[str]:
     file = service.state_dir / "other.yaml"
-    pools = f"prefill: {{replicas: {prefill}}}\n    decode: {{replicas: {decode}}}"
-    file.write_text(MANIFEST.replace("prefill: {replicas: 2}\n    decode: {replicas: 2}", pools))
+    file.write_text(manifest(prefill, decode))
     return cli(service, "up", "-f", str(file))
 
 
@@ -49,7 +48,7 @@ async def streams(address: str, during: Callable[[], Any]) -> list[Stream]:
 
 
 def test_replicas_come_and_go_under_streams_and_down_lets_them_end() -> None:
-    with up(MANIFEST, env={"PENSTOCK_ENGINE": "fake"}) as service:
+    with up(manifest(2, 2), env={"PENSTOCK_ENGINE": "fake"}) as service:
         workers = service.wait_for_workers(4)
         assert len({one.worker_id for one in workers}) == len({one.address for one in workers}) == 4
         want = asyncio.run(streams(service.grpc, lambda: None))

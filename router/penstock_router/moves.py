@@ -135,7 +135,8 @@ class Moves:
 
             def running(slot: int, found: "dict[int, Choice]" = by_key) -> list[Running]:
                 found.clear()
-                if now - self._moved_at.get(slot, float("-inf")) < SETTLE_S:
+                member = core.fleet.members[slot]
+                if HAND_OFF not in member.hello.capabilities or now - self._moved_at.get(slot, float("-inf")) < SETTLE_S:
                     return []
                 out = []
                 for choice in self._choices(slot):

@@ -5,8 +5,8 @@ that model; everything else is a CallerFault (or UnknownModel) that names the fi
 accepted. Both fronts build a GenerateRequest and pass here, so nothing is checked twice. No I/O, no clock.
 """
 
+import os
 import re
-import uuid
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ def deserialize(data: bytes) -> GenerateRequest | Malformed:
 
 
 def new_request_id() -> str:
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def check_request_id(field: str, value: str) -> None:

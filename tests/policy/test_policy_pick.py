@@ -33,7 +33,7 @@ candidates = st.builds(
     max_running=st.integers(1, 8),
     max_batched_tokens=st.sampled_from([64, 2048]),
 )
-fleets = st.lists(candidates, max_size=6).map(lambda ws: [replace(w, slot=slot) for slot, w in enumerate(ws)])
+fleets = st.lists(candidates, max_size=6).map(lambda ws: [w._replace(slot=slot) for slot, w in enumerate(ws)])
 loads = st.lists(
     st.builds(
         LoadObservation,
@@ -170,7 +170,7 @@ def test_the_topology_decides_where_it_asks_for_a_kind():
 
 
 def test_kv_never_moves_between_unequal_workers():
-    fleet = [tiny(0, "prefill"), replace(tiny(1, "decode"), kv_compat="y")]
+    fleet = [tiny(0, "prefill"), tiny(1, "decode")._replace(kv_compat="y")]
     assert place(PickRequest(400, 64, prefer="disaggregated"), fleet, LoadLedger(), 0.0).prefill_slot is None
 
 
@@ -197,11 +197,11 @@ def test_equal_workers_take_turns():
 def test_a_dearer_placement_that_meets_the_objectives_wins():
     ledger = LoadLedger()
     ledger.report(0, LoadObservation(running=40, context_tokens=400), 0.0)
-    slow = replace(tiny(1), step=replace(TINY, prefill_s=2e-4), kv_compat="y")
-    fleet = [replace(tiny(0), step=replace(TINY, decode_s=1e-4)), slow]
+    slow = tiny(1)._replace(step=replace(TINY, prefill_s=2e-4), kv_compat="y")
+    fleet = [tiny(0)._replace(step=replace(TINY, decode_s=1e-4)), slow]
     cached = PickRequest(1000, 4, {0: 60})
     assert place(cached, fleet, ledger, 0.0).slot == 0
-    decision = place(replace(cached, tpot_slo_s=0.005), fleet, ledger, 0.0)
+    decision = place(cached._replace(tpot_slo_s=0.005), fleet, ledger, 0.0)
     assert decision.slot == 1
 
 

@@ -12,7 +12,7 @@ from fuzz_wire import Pipe
 
 from penstock_router.wire import frames as f
 from penstock_router.wire import hpack
-from penstock_router.wire.client import ClientConnection
+from penstock_router.wire.client import ClientConnection, connect
 from penstock_router.wire.server import Call, Server, ServerConnection
 from penstock_router.wire.unary import unary
 
@@ -290,3 +290,18 @@ async def test_whatever_status_a_server_says_the_call_ends_once(status: bytes) -
     connection.data_received(f.settings({}) + f.frame(f.HEADERS, f.END_HEADERS | f.END_STREAM, 1, trailers))
     assert [code for code, _ in ends] == [grpc.StatusCode.UNKNOWN]
     connection.close()
+
+
+async def test_a_connect_that_is_cancelled_after_its_socket_opened_writes_nothing_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(True)
+
+    async def opened_then_cancelled(factory: Callable[[], ClientConnection], host: str, port: int) -> None:
+        factory().connection_made(pipe)
+        raise asyncio.CancelledError  # uvloop closes the transport here, and tells no protocol
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", opened_then_cancelled)
+    with pytest.raises(asyncio.CancelledError):
+        await connect("127.0.0.1:1", limits=f.Limits(keepalive_s=0.01))
+    await asyncio.sleep(0.05)
+    assert pipe.closed
+    assert not pipe.written

@@ -1,9 +1,13 @@
-"""What `place` is asked and what it answers. Slots are the router's small ints for workers."""
+"""What `place` is asked and what it answers. Slots are the router's small ints for workers.
+
+Tuples where one is made per request: a frozen dataclass costs several times as much to make.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 from penstock_policy.cost.model import PRIOR, TRANSFER_PRIOR, StepCost, TransferCost
 
@@ -12,11 +16,13 @@ Prefer = Literal["auto", "disaggregated", "colocated"]
 Kind = Literal["colocated", "disaggregated"]
 
 
-@dataclass(frozen=True, slots=True)
-class PickRequest:
+_NOWHERE: Mapping[int, int] = MappingProxyType({})
+
+
+class PickRequest(NamedTuple):
     prompt_tokens: int  # of the leg: prompt and tokens already emitted
     max_tokens: int  # still to come at most
-    matched: Mapping[int, int] = field(default_factory=dict)  # slot -> leading blocks cached there
+    matched: Mapping[int, int] = _NOWHERE  # slot -> leading blocks cached there
     ttft_slo_s: float = float("inf")
     tpot_slo_s: float = float("inf")
     exclude: frozenset[int] = frozenset()
@@ -24,8 +30,7 @@ class PickRequest:
     model_digest: str = ""  # only workers of this digest; empty: any
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     slot: int
     role: Role = "both"
     fresh: bool = True
@@ -70,8 +75,7 @@ class Rejected:
     tpot_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """A placement that is booked. `hold` is the booking of the worker that decodes (or runs it whole)."""
 
     kind: Kind

@@ -10,6 +10,7 @@ One owner, synchronous, no I/O.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,7 @@ class LoadObservation:
     last_leg_id: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerLoad:
+class WorkerLoad(NamedTuple):
     """A worker's load, booked work included."""
 
     queued_prefill_tokens: int = 0

@@ -18,7 +18,9 @@ from penstock_policy.pick.decision import Candidate, Role
 from penstock_policy.pick.ledger import LoadLedger, LoadObservation
 from penstock_proto.v1.fleet_pb2 import CostReport, Hello, KvDelta, KvOp, KvSnapshot, LoadReport
 
-REFRESH_S = 0.1  # how old freshness and pooled costs may be when a request is placed
+REFRESH_S = 0.1  # how old freshness may be when a request is placed
+POOL_S = 1.0  # how old the costs may be that workers of one shape share
+PRIORS = (PRIOR, TRANSFER_PRIOR)
 MAX_PENDING_DELTAS = 10_000
 MIN_STEP_S = 1e-6  # no step takes nothing; predictions are divided by it
 
@@ -44,6 +46,8 @@ class Member:
     chunk: int = 0
     gone: bool = False
     legs: int = 0
+    candidate: Candidate | None = None
+    made_of: tuple[object, ...] = ()  # what the candidate was made of
 
     @property
     def identity(self) -> Identity:
@@ -88,6 +92,9 @@ class Fleet:
         self._by_identity: dict[Identity, Member] = {}
         self._candidates: dict[str, tuple[Candidate, ...]] = {}
         self._built_at = float("-inf")
+        self._pooled: dict[str, tuple[StepCost, TransferCost]] = {}  # by shape
+        self._pooled_at = float("-inf")
+        self._unpooled = False  # a cost came since
         self._next_slot = 0
 
     # Joining and leaving.
@@ -213,6 +220,9 @@ class Fleet:
             transfer=TransferCost(report.transfer_base_s, report.transfer_token_s),
             transfers=report.transfers,
         )
+        self._unpooled = True
+        if member.cost.shape not in self._pooled:
+            self._pooled_at = float("-inf")
 
     def drain(self, member: Member, reason: str) -> None:
         member.draining = reason or "draining"
@@ -275,19 +285,27 @@ class Fleet:
             self._panic_threshold,
         )
         self.fresh, self.panic = verdict.fresh, verdict.panic
-        pooled = pool(m.cost for m in self.members.values() if m.cost is not None)
+        if self._unpooled and now - self._pooled_at >= POOL_S:
+            self._pooled, self._pooled_at, self._unpooled = pool(m.cost for m in self.members.values() if m.cost), now, False
         out: dict[str, list[Candidate]] = {}
         for member in self.members.values():
             if not member.attached or not member.has_text:
                 continue
-            step, transfer = settle(member.cost, pooled.get(member.hello.shape, (PRIOR, TRANSFER_PRIOR)))
             part = share(self._health[member.slot], now, self.ejection) if member.slot in self._health else 1.0
-            out.setdefault(member.hello.model_digest, []).append(self._candidate(member, step, transfer, part))
+            out.setdefault(member.hello.model_digest, []).append(self._candidate(member, part))
         self._candidates = {digest: tuple(members) for digest, members in out.items()}
 
-    def _candidate(self, member: Member, step: StepCost, transfer: TransferCost, part: float) -> Candidate:
-        """`part`: of its sequences, what its health allows; 0 is ejected."""
+    def _candidate(self, member: Member, part: float) -> Candidate:
+        """Made anew only where something of it has changed. `part`: of its sequences, what its health allows; 0 is ejected."""
+        hello, pooled = member.hello, self._pooled.get(member.hello.shape, PRIORS)
+        made_of = (hello, member.cost, pooled, member.slot in self.fresh, member.draining, part)
+        if member.candidate is None or member.made_of != made_of:
+            member.candidate, member.made_of = self._make(member, pooled, part), made_of
+        return member.candidate
+
+    def _make(self, member: Member, pooled: tuple[StepCost, TransferCost], part: float) -> Candidate:
         hello = member.hello
+        step, transfer = settle(member.cost, pooled)
         return Candidate(
             slot=member.slot,
             role=ROLES.get(hello.role, "both"),

@@ -141,16 +141,22 @@ async def connect(address: str, timeout_s: float = 5.0, limits: f.Limits | None 
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
     bounds = limits or f.Limits(stream_window=8 << 20, connection_window=32 << 20, max_resets=1 << 30, max_noise=1 << 30)
-    protocol: ClientConnection | None = None
+    made: list[ClientConnection] = []
+
+    def protocol() -> ClientConnection:
+        made.append(ClientConnection(address, bounds))
+        return made[-1]
+
     try:
         async with asyncio.timeout(timeout_s):
-            _, protocol = await loop.create_connection(lambda: ClientConnection(address, bounds), host.strip("[]"), int(port))
-            await protocol.ready
+            _, connection = await loop.create_connection(protocol, host.strip("[]"), int(port))
+            await connection.ready
     except BaseException:
-        if protocol is not None:
-            protocol.close("connect failed")
+        # uvloop closes the transport of a cancelled connect without a word to its protocol, which would go on writing.
+        for unheard in made:
+            unheard.drop("connect failed")
         raise
-    return protocol
+    return connection
 
 
 class Collect:

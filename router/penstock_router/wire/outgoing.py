@@ -124,6 +124,10 @@ class Outgoing(asyncio.Protocol):
             self.flush()
         self._gone(reason)
 
+    def drop(self, reason: str) -> None:
+        """Close without a last write: the transport may be gone already."""
+        self._gone(reason)
+
     def abort(self) -> None:
         if self.transport is not None:
             self.transport.abort()
