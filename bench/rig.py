@@ -112,6 +112,7 @@ def fake_service(
     router: dict[str, Any] | None = None,
     pin: bool = True,
     worker: dict[str, Any] | None = None,
+    ready_s: float = 60.0,
 ) -> Iterator[Rig]:
     """A router with `count` fake workers of the tiny model's tokenizer, ready."""
     grpc_port, http_port, reports_port = free_ports(3)
@@ -128,7 +129,7 @@ def fake_service(
         try:
             rig.start_router()
             rig.start_workers(workers, count)
-            rig.wait(count)
+            rig.wait(count, ready_s)
             yield rig
         finally:
             rig.close()

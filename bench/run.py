@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
-BENCHES = ("bench_index.py", "bench_text.py", "bench_router.py", "bench_ttft.py")
+BENCHES = ("bench_index.py", "bench_text.py", "bench_router.py", "bench_ttft.py", "bench_peers.py")
 
 
 def cpu_model() -> str:
