@@ -38,7 +38,8 @@ FAKE = {
     "base_s": 0.02, "prefill_s": 0.0002, "decode_s": 0.0001, "block_size": 16, "kv_blocks": 640, "max_running": 16,
     "max_batched_tokens": 512, "transfer_base_s": 0.005, "transfer_token_s": 0.00001, "max_model_len": 4096,
 }  # fmt: skip
-ROUTER: dict[str, Any] = {"hold_s": 10.0, "grace_s": 60.0, "log_level": "info"}
+# A small cache is full early: what grows after that is no cache.
+ROUTER: dict[str, Any] = {"text_cache_mib": 2, "hold_s": 10.0, "grace_s": 60.0, "log_level": "info"}
 WORKER: dict[str, Any] = {"kv_lease_s": 6.0, "drain_timeout_s": 60.0, "hang_floor_s": 2.0, "first_step_s": 4.0}
 
 

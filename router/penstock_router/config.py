@@ -54,6 +54,9 @@ class RouterConfig(Frozen):
     )
     limits: RequestLimits = Field(default=RequestLimits(), description="what one client can ask")
     cache_dir: Path | None = Field(default=None, description="where model files are kept; unset: ~/.cache/penstock/models")
+    text_cache_mib: int = Field(
+        default=128, ge=1, le=65_536, description="MiB of tokenized text kept for reuse, per model that is served"
+    )
     hold_s: float = Field(default=30.0, ge=0, description="seconds a request waits for a worker before UNAVAILABLE")
     stale_after_s: float = Field(default=1.0, gt=0, description="seconds of silence after which a worker gets no new work")
     panic_threshold: float = Field(

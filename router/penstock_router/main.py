@@ -15,6 +15,7 @@ import sys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -55,7 +56,9 @@ class Router:
             forget_after_s=config.forget_after_s,
             seed=zlib.crc32(config.router_id.encode()),
         )
-        self.models = Models(self.fleet, ModelFiles(config.cache_dir), load_text or _load_text)
+        self.models = Models(
+            self.fleet, ModelFiles(config.cache_dir), load_text or partial(_load_text, config.text_cache_mib << 20)
+        )
         self.request_log = RequestLog(enabled=logging.getLogger("penstock.request").isEnabledFor(logging.INFO))
         self.dispatcher = Dispatcher(config, self.fleet, self.models, self.metrics, request_log=self.request_log)
         self.fleet.on_gone = self._gone
@@ -174,7 +177,7 @@ class Router:
                 link.leave(f"silent for {now - link.member.heard_at:.1f} s")
 
 
-def _load_text(files: Mapping[str, bytes], member: Member) -> Text:
+def _load_text(cache_bytes: int, files: Mapping[str, bytes], member: Member) -> Text:
     from .text.model import TextModel
 
     hello = member.hello
@@ -184,6 +187,7 @@ def _load_text(files: Mapping[str, bytes], member: Member) -> Text:
         hello.hash.root,
         max_model_len=hello.capacity.max_model_len,
         vocab_size=hello.capacity.vocab_size,
+        cache_bytes=cache_bytes,
     )
 
 

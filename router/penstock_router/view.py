@@ -44,6 +44,8 @@ def register_gauges(core: "Dispatcher") -> None:
     gauge("penstock_router_workers", "Workers by state.", ("pool", "role", "state"), lambda: core.fleet.count(core.now()))
     blocks = "KV blocks known, each once per worker that holds it."
     gauge("penstock_router_index_blocks", blocks, (), lambda: [((), core.fleet.index.blocks())])
+    kept = "Tokenized text kept for reuse; at most text_cache_mib per model."
+    gauge("penstock_router_text_cache_bytes", kept, (), lambda: [((), float(core.model_store.cached_bytes()))])
     gauge("penstock_router_open_streams", "Answers being made.", (), lambda: [((), len(core.open_answers))])
     panic = "1 while staleness is ignored because most workers look stale."
     gauge("penstock_router_panic", panic, (), lambda: [((), float(core.fleet.panic))])

@@ -41,6 +41,7 @@ class CharText:
     """One token per character."""
 
     generation_defaults: dict[str, Any] = field(default_factory=dict)
+    cached_bytes: int = 0
 
     def open_prompt(self, text: str) -> "Chars":
         return Chars(array("I", map(ord, text)))

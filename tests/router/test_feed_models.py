@@ -72,3 +72,22 @@ async def test_the_link_that_loads_may_break_and_who_waits_loads_instead(monkeyp
     files.let.set()
     await asyncio.wait_for(waiter, 5)
     assert second.has_text and not first.has_text and files.asked == 2
+
+
+async def test_a_tokenizer_goes_with_the_last_worker_of_its_model_unless_that_is_what_is_served() -> None:
+    fleet, files = Fleet(), Files()
+    files.let.set()
+    models = Models(fleet, cast(Any, files), lambda *_: CharText(cached_bytes=10))
+    old = joined(fleet, "a")
+    await models.prepare(old, connection())
+    models.refresh()
+    fleet.forget(old)
+    models.refresh()
+    assert models.cached_bytes() == 10, "requests for a model without workers are still tokenized"
+    capacity = Capacity(block_size=4, max_model_len=100, vocab_size=100)
+    hello = Hello(worker_id="b", incarnation=1, address="127.0.0.1:2", model="tiny", model_digest="e", capacity=capacity)
+    new = fleet.hello(hello, 0.0)[0]
+    await models.prepare(new, connection())
+    assert models.cached_bytes() == 20
+    models.refresh()
+    assert models.cached_bytes() == 10 and models.served()[0].digest == "e"

@@ -37,6 +37,8 @@ class Text(Protocol):
 
     @property
     def generation_defaults(self) -> Mapping[str, Any]: ...
+    @property
+    def cached_bytes(self) -> int: ...
     def open_chat(self, messages: Sequence[Mapping[str, str]]) -> Any: ...
     def open_prompt(self, text: str) -> Any: ...
     def finish(self, pending: Any) -> Encoded: ...
@@ -173,6 +175,22 @@ class Models:
         # A model whose workers are all gone stays known: its requests wait for a worker as token ids.
         self._by_name = {**self._by_name, **by_name}
         self._served = list(self._by_name.values())
+        self._drop_unused()
+
+    def _drop_unused(self) -> None:
+        """A tokenizer and its cache go with the last worker of their model, unless that is what is served."""
+        wanted = {key_of(member) for member in self._fleet.members.values() if not member.gone}
+        served = {id(model.text) for model in self._served}
+        self._texts = {
+            key: loading
+            for key, loading in self._texts.items()
+            if key in wanted or not loading.done() or (not loading_failed(loading) and id(loading.result()) in served)
+        }
+
+    def cached_bytes(self) -> int:
+        """Of tokenized text that is kept for reuse."""
+        loaded = (loading for loading in self._texts.values() if loading.done() and not loading_failed(loading))
+        return sum(loading.result().cached_bytes for loading in loaded)
 
 
 def loading_failed(loading: "asyncio.Future[Text] | None") -> bool:

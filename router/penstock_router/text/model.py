@@ -120,6 +120,10 @@ class TextModel:
         return self._cache.stats
 
     @property
+    def cached_bytes(self) -> int:
+        return self._cache.stats.bytes
+
+    @property
     def block_size(self) -> int:
         return self._hasher.block_size
 
