@@ -1,6 +1,7 @@
 """Streams through the fronts, each judged as it comes.
 
 Promise: a stream ends with a verdict, whatever the service does: one that makes no progress for `HUNG_S` is given up as hung.
+Time in which this process itself did not run is nobody's fault and counts for no verdict; the run's document tells its sum.
 The client retries what was refused, on another router, and asks anew what a killed router broke; nothing else.
 """
 
@@ -24,6 +25,7 @@ from penstock_proto.v1.inference_pb2 import GenerateResponse
 GENERATE = "/penstock.v1.Inference/Generate"
 HUNG_S = 20.0  # above hold_s and lost_after_s together
 GIVE_UP_S = 60.0  # a request that is refused for so long is lost
+LOOK_S = 0.5  # how often streams are looked at
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 0.8
 OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.initial_reconnect_backoff_ms", 100),
@@ -46,6 +48,7 @@ class Watched:
     cancel: Callable[[], Any]
     seen: Seen = field(default_factory=Seen)
     hung: bool = False
+    starved_s: float = 0.0  # of the time since it moved, what this process did not run
     gaps: list[float] = field(default_factory=list)
     legs: list[str] = field(default_factory=list)
 
@@ -53,7 +56,7 @@ class Watched:
         now = time.monotonic()
         if self.seen.tokens or self.seen.chars:
             self.gaps.append(now - self.moved)
-        self.moved = now
+        self.moved, self.starved_s = now, 0.0
         self.seen = hear(self.seen, self.ask.expected, ids, text, finish, counted)
 
 
@@ -67,6 +70,7 @@ class Tally:
     legs: Counter[str] = field(default_factory=Counter)
     defects: list[dict[str, Any]] = field(default_factory=list)
     attempts: int = 0  # calls
+    starved_s: float = 0.0  # this process did not run
     tokens: int = 0
     gaps_s: list[float] = field(default_factory=list)  # the longest of each stream
     moved_gaps_s: list[float] = field(default_factory=list)  # of streams that were resumed or handed over
@@ -103,22 +107,26 @@ class Checker:
         """So many tokens came, over gRPC; for those who count them."""
 
     async def _give_up(self) -> None:
+        looked = time.monotonic()
         while True:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(LOOK_S)
             now = time.monotonic()
+            starved, looked = max(0.0, now - looked - 2 * LOOK_S), now
+            self.tally.starved_s += starved
             for watched in list(self.open):
-                if now - watched.moved > self._hung_s and not watched.hung:
+                watched.starved_s += starved
+                if now - watched.moved - watched.starved_s > self._hung_s and not watched.hung:
                     watched.hung = True
                     watched.cancel()
 
     async def stream(self, ask: Ask, first: int) -> None:
         """One request to its end, retries included. `first`: which router is asked first."""
-        wait, until, attempt = FIRST_WAIT_S, time.monotonic() + GIVE_UP_S, 0
+        wait, until, attempt = FIRST_WAIT_S, time.monotonic() - self.tally.starved_s + GIVE_UP_S, 0
         while True:
             router = self.fleet.routers[(first + attempt) % len(self.fleet.routers)]
             verdict = await self._attempt(ask, router, f"{ask.request_id}.{attempt}")
             attempt += 1
-            if verdict.outcome == REFUSED and time.monotonic() < until:
+            if verdict.outcome == REFUSED and time.monotonic() - self.tally.starved_s < until:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT_S)
                 continue

@@ -206,7 +206,7 @@ def account(
             "mib_first": round(settled[0][1], 2) if settled else 0.0, "mib_last": round(settled[-1][1], 2) if settled else 0.0,
             "slope_kib_per_minute": round(slope(settled) * 60 * 1024, 2),
         },
-        "runner_lag_s": percentiles(samples.lag_s),
+        "runner_lag_s": percentiles(samples.lag_s), "runner_starved_s": round(tally.starved_s, 1),
     }  # fmt: skip
 
 
