@@ -67,26 +67,38 @@ class ApiContract:
         del bare["metadata"]["labels"]
         await api.apply(CONFIG_MAP, bare)
         listed = await api.list(CONFIG_MAP, namespace, f"{SERVICE_LABEL}=chat")
-        assert [(one["kind"], one["apiVersion"], one["metadata"]["name"]) for one in listed] == [
+        assert [(one["kind"], one["apiVersion"], one["metadata"]["name"]) for one in listed.items] == [
             ("ConfigMap", "v1", "a"),
             ("ConfigMap", "v1", "b"),
         ]
-        assert await api.list(CONFIG_MAP, namespace, f"{SERVICE_LABEL}=other") == []
-        assert {one["metadata"]["name"] for one in await api.list(CONFIG_MAP, namespace)} >= {"a", "b", "c"}
+        assert (await api.list(CONFIG_MAP, namespace, f"{SERVICE_LABEL}=other")).items == []
+        assert {one["metadata"]["name"] for one in (await api.list(CONFIG_MAP, namespace)).items} >= {"a", "b", "c"}
 
-    async def test_versions_are_those_of_a_list(self, api, namespace):
+    async def test_a_lists_version_is_not_below_that_of_what_it_holds(self, api, namespace):
+        first = await api.list(CONFIG_MAP, namespace)
         made = await api.apply(CONFIG_MAP, config(namespace, "a", x="1"))
-        (only,) = [
-            one for one in await api.versions(CONFIG_MAP, None, SERVICE_LABEL) if one["metadata"]["namespace"] == namespace
-        ]
-        assert only["metadata"]["resourceVersion"] == made["metadata"]["resourceVersion"]
-        assert only["metadata"]["labels"] == {SERVICE_LABEL: "chat"}
+        listed = await api.list(CONFIG_MAP, namespace)
+        assert int(first.version) < int(made["metadata"]["resourceVersion"]) <= int(listed.version)
 
-    async def test_a_delete_needs_the_uid_of_what_is_there(self, api, namespace):
-        made = await api.apply(CONFIG_MAP, config(namespace, "a", x="1"))
-        assert not await api.delete(CONFIG_MAP, namespace, "a", uid="another", propagation="Background")
-        assert await api.delete(CONFIG_MAP, namespace, "a", uid=made["metadata"]["uid"], propagation="Background")
-        assert not await api.delete(CONFIG_MAP, namespace, "a", uid=made["metadata"]["uid"], propagation="Background")
+    async def test_bare_pages_hold_the_metadata_of_a_list(self, api, namespace):
+        for name in ("a", "b", "c"):
+            made = await api.apply(CONFIG_MAP, config(namespace, name, x="1"))
+        pages = [page async for page in api.pages(CONFIG_MAP, namespace, SERVICE_LABEL, bare=True)]
+        items = [one for page in pages for one in page.items]
+        assert [one["metadata"]["name"] for one in items] == ["a", "b", "c"] and not any("data" in one for one in items)
+        assert items[-1]["metadata"]["resourceVersion"] == made["metadata"]["resourceVersion"]
+        assert items[-1]["metadata"]["labels"] == {SERVICE_LABEL: "chat"}
+        assert len({page.version for page in pages}) == 1
+
+    async def test_a_delete_needs_the_uid_and_the_version_of_what_is_there(self, api, namespace):
+        old = (await api.apply(CONFIG_MAP, config(namespace, "a", x="1")))["metadata"]
+        new = (await api.apply(CONFIG_MAP, config(namespace, "a", x="2")))["metadata"]
+        for uid, version in (("another", new["resourceVersion"]), (old["uid"], old["resourceVersion"])):
+            with pytest.raises(Refused) as refused:
+                await _delete(api, namespace, uid, version)
+            assert refused.value.status == 409
+        assert await _delete(api, namespace, new["uid"], new["resourceVersion"])
+        assert not await _delete(api, namespace, new["uid"], new["resourceVersion"])
 
     async def test_of_two_who_create_one_is_refused(self, api, namespace):
         await api.create(LEASE, _lease(namespace))
@@ -112,6 +124,11 @@ class ApiContract:
 
     async def test_an_unknown_group_serves_nothing(self, api):
         assert await api.served("nothing.example/v1") == frozenset()
+
+
+async def _delete(api: Any, namespace: str, uid: str, version: str) -> bool:
+    gone: bool = await api.delete(CONFIG_MAP, namespace, "a", uid=uid, version=version, propagation="Background")
+    return gone
 
 
 def _lease(namespace: str) -> dict[str, Any]:

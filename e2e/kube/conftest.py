@@ -9,6 +9,7 @@ from kube.asked import or_skip
 from kube.control import Cluster, control_plane
 from kube.faults import Proxy, proxy
 from kube.operators import Nursery, nursery
+from kube.stage import stage
 from kube.standin import CRD
 
 
@@ -28,6 +29,13 @@ def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
 def cluster(say: Callable[[str], None]) -> Iterator[Cluster]:
     """One API server for the session; tests make namespaces of their own."""
     with or_skip(control_plane, say) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def staged(say: Callable[[str], None]) -> Iterator[Cluster]:
+    """A control plane of its own: the product's definitions, and a stand-in for everything that would run pods."""
+    with or_skip(stage, say) as found:
         yield found
 
 

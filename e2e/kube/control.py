@@ -80,10 +80,12 @@ class Cluster:
         with self.open(path, method, None if document is None else json.dumps(document).encode(), content):
             pass
 
-    def open(self, path: str, method: str = "GET", body: bytes | None = None, content: str = "application/json") -> Any:
+    def open(
+        self, path: str, method: str = "GET", body: bytes | None = None, content: str = "application/json", seconds: float = 10
+    ) -> Any:
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": content}
         request = urllib.request.Request(self.server + path, data=body, headers=headers, method=method)
-        return urllib.request.urlopen(request, context=self.secure(), timeout=10)
+        return urllib.request.urlopen(request, context=self.secure(), timeout=seconds)
 
     def secure(self) -> ssl.SSLContext:
         if self.tls is None:
@@ -125,15 +127,18 @@ def kubeconfig(server: str, ca_pem: str, token: str) -> str:
 
 
 @contextlib.contextmanager
-def control_plane(say: Say, *, ray: bool = False, fake_nodes: int = 0) -> Iterator[Cluster]:
-    """On loopback, without nodes. `ray`: KubeRay's CRDs and operator. `fake_nodes`: that many, whose pods run at once."""
+def control_plane(say: Say, *, ray: bool = False, fake_nodes: int = 0, without: Sequence[str] = ()) -> Iterator[Cluster]:
+    """On loopback, without nodes. `ray`: KubeRay's CRDs and operator. `fake_nodes`: that many, whose pods run at once.
+
+    `without`: controllers of Kubernetes' own that a test stands in for.
+    """
     names = [*CONTROL_PLANE, *(RAY if ray else ()), *(FAKE_NODES if fake_nodes else ())]
     programs = ensure(names, say)
     with tempfile.TemporaryDirectory(prefix="pk-") as tmp:
         processes = Processes(Path(tmp))
         try:
             etcd, peer, port, controllers = free_ports(4)
-            cluster = begin(Path(tmp), programs, processes, (etcd, peer, port, controllers))
+            cluster = begin(Path(tmp), programs, processes, (etcd, peer, port, controllers), without=without)
             if fake_nodes:
                 add_fake_nodes(cluster, fake_nodes)
             if ray:
@@ -145,7 +150,7 @@ def control_plane(say: Say, *, ray: bool = False, fake_nodes: int = 0) -> Iterat
 
 def begin(
     state: Path, programs: dict[str, Path], processes: Processes, ports: Sequence[int], *,
-    inside: Sequence[str] = (), node_ip: str = "127.0.0.1",
+    inside: Sequence[str] = (), node_ip: str = "127.0.0.1", without: Sequence[str] = (),
 ) -> Cluster:  # fmt: skip
     """etcd, API server and controllers, ready."""
     etcd, peer, port, controllers = ports
@@ -165,7 +170,7 @@ def begin(
     cluster.start(
         "kube-controller-manager", "--kubeconfig", cluster.kubeconfig, "--bind-address=127.0.0.1", "--leader-elect=false", *_QPS,
         f"--secure-port={controllers}", "--service-account-private-key-file", pki / "sa.key", "--root-ca-file", pki / "ca.crt",
-        "--use-service-account-credentials=false",
+        "--use-service-account-credentials=false", "--controllers=" + ",".join(["*", *(f"-{one}" for one in without)]),
     )  # fmt: skip
     account = "/api/v1/namespaces/default/serviceaccounts/default"
     processes.wait_for("kube-controller-manager", lambda: answers(cluster, account), 60)

@@ -5,16 +5,16 @@ schema, no defaulting, no admission, no RBAC, no watch; tests of those need the 
 """
 
 import copy
-import itertools
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from penstock_operator.plan.names import FIELD_MANAGER
-from penstock_operator.shell.ports import Kind, Object, Refused
+from penstock_operator.shell.ports import Kind, Listing, Object, Refused
 
 Path = tuple[str, ...]
+_PAGE = 2
 _SYSTEM = {"name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "deletionTimestamp"}
 
 
@@ -30,21 +30,25 @@ class FakeApi:
     kinds: frozenset[str] = frozenset()
     default_class: bool = False
     writes: list[tuple[str, str, str]] = field(default_factory=list)  # verb, kind, name
-    _versions: Any = field(default_factory=lambda: itertools.count(1))
+    now: int = 0  # the version of the last write
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         found = self.stored.get((kind.kind, namespace, name))
         return None if found is None else _shown(found)
 
-    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> Sequence[Object]:
-        return [
+    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> Listing:
+        found = [
             _shown(found)
             for (name, where, _), found in sorted(self.stored.items())
             if name == kind.kind and namespace in (None, where) and _selected(found.body, selector)
         ]
+        return Listing(found, str(self.now))
 
-    async def versions(self, kind: Kind, namespace: str | None, selector: str = "") -> Sequence[Object]:
-        return [{"metadata": found["metadata"]} for found in await self.list(kind, namespace, selector)]
+    async def pages(self, kind: Kind, namespace: str | None, selector: str = "", *, bare: bool = False) -> AsyncIterator[Listing]:
+        whole = await self.list(kind, namespace, selector)
+        for first in range(0, max(1, len(whole.items)), _PAGE):
+            page = whole.items[first : first + _PAGE]
+            yield Listing([{"metadata": one["metadata"]} if bare else one for one in page], whole.version)
 
     async def apply(self, kind: Kind, body: Object, *, subresource: str = "") -> Object:
         return self.apply_as(FIELD_MANAGER, kind, body, subresource)
@@ -99,10 +103,13 @@ class FakeApi:
             self._touch(found, before)
         return _shown(found)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str, propagation: str) -> bool:
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str, version: str, propagation: str) -> bool:
         found = self.stored.get((kind.kind, namespace, name))
-        if found is None or found.body["metadata"]["uid"] != uid:
+        if found is None:
             return False
+        if (found.body["metadata"]["uid"], found.body["metadata"]["resourceVersion"]) != (uid, version):
+            raise Refused(409, "Conflict", f"{name} has another uid or resourceVersion")
+        self.now += 1
         del self.stored[kind.kind, namespace, name]
         self.writes.append(("delete", kind.kind, name))
         return True
@@ -117,15 +124,19 @@ class FakeApi:
         """Everything, as it would be read."""
         return [_shown(found) for _, found in sorted(self.stored.items(), key=lambda entry: entry[0])]
 
+    def _next(self) -> str:
+        self.now += 1
+        return str(self.now)
+
     def _new(self, kind: Kind, body: Object) -> _Stored:
         meta = {"name": body["metadata"]["name"], "namespace": body["metadata"]["namespace"], "uid": str(uuid.uuid4())}
-        version = str(next(self._versions))
+        version = self._next()
         return _Stored(
             {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": {**meta, "resourceVersion": version, "generation": 1}}
         )
 
     def _touch(self, found: _Stored, before: dict[str, Any]) -> None:
-        found.body["metadata"]["resourceVersion"] = str(next(self._versions))
+        found.body["metadata"]["resourceVersion"] = self._next()
         if found.body.get("spec") != before.get("spec") and "spec" in before:
             found.body["metadata"]["generation"] += 1
 

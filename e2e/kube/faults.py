@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import logging
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -40,21 +41,26 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Harms matching call number `first` and the `times - 1` after it; "drop event" counts events instead of calls."""
+    """Harms matching call number `first` and the `times - 1` after it; "drop event" counts events instead of calls.
+
+    `on` is a sort of calls or a verb of RBAC. A stale look is answered as it was `ago` changes of the answer before now, or at
+    the very first.
+    """
 
     what: What
     first: int
     times: int = 1
-    on: Literal["changes", "looks", "watch", "lease"] = "changes"
+    on: Literal["changes", "looks", "watch", "lease", "get", "list", "create", "patch", "delete"] = "changes"
     status: int = 500
     seconds: float = 0.0
+    ago: int | None = None
 
     def matches(self, call: Call) -> bool:
-        if self.on == "watch":
-            return call.verb == "watch"
         if self.on == "lease":
             return call.resource == "leases"
-        return call.changes if self.on == "changes" else call.looks
+        if self.on in ("changes", "looks"):
+            return call.changes if self.on == "changes" else call.looks
+        return call.verb == self.on and call.resource != "leases"
 
 
 @dataclass
@@ -69,10 +75,11 @@ class Proxy:
     calls: list[Call] = field(default_factory=list)
     events: int = 0
     harmed: int = 0
+    made: set[tuple[str, str]] = field(default_factory=set)  # (group, resource) of which an apply made one
     url: str = ""
     session: aiohttp.ClientSession | None = None
     _matched: int = 0
-    _old: dict[str, bytes] = field(default_factory=dict)  # the first answer to each look
+    _old: dict[str, list[bytes]] = field(default_factory=dict)  # the answers to each look that differed from the one before
 
     def set(self, fault: Fault | None, kill: Callable[[], None] = lambda: None) -> None:
         """A new day: counts begin anew, what was answered before is kept for staleness."""
@@ -107,13 +114,22 @@ class Proxy:
             status, kind = answer.status, answer.headers.get("Content-Type", "application/json")
         if fault is not None and fault.what == "kill after":
             return self._end(request)
+        if call.verb == "patch" and status == 201:
+            self.made.add((call.group, call.resource))
         if call.looks and status == 200:
-            first = self._old.setdefault(request.path_qs, content)
-            content = first if fault is not None and fault.what == "stale" else content
+            content = self._remembered(request, content, fault)
         response = web.Response(status=status, body=content, headers={"Content-Type": kind})
         if fault is not None and fault.what == "truncate":
             return await self._truncated(request, response, content)
         return response
+
+    def _remembered(self, request: web.Request, content: bytes, fault: Fault | None) -> bytes:
+        old = self._old.setdefault(request.path_qs + request.headers.get("Accept", ""), [])
+        if not old or old[-1] != content:
+            old.append(content)
+        if fault is None or fault.what != "stale":
+            return content
+        return old[0] if fault.ago is None else old[max(0, len(old) - 1 - fault.ago)]
 
     def _due(self, call: Call) -> Fault | None:
         fault = self.fault
@@ -142,12 +158,13 @@ class Proxy:
 
     async def _stream(self, request: web.Request, answer: aiohttp.ClientResponse, fault: Fault | None) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, headers={"Content-Type": "application/json"})
-        await response.prepare(request)
-        if fault is not None and fault.what == "end stream":
-            gone = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": fault.status, "reason": "Expired"}
-            await response.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
-            return response
+        # Who was killed reads no further.
         with contextlib.suppress(ConnectionError, aiohttp.ClientError):
+            await response.prepare(request)
+            if fault is not None and fault.what == "end stream":
+                gone = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": fault.status, "reason": "Expired"}
+                await response.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+                return response
             async for line in answer.content:
                 if not self._drops(line):
                     await response.write(line)
@@ -194,6 +211,18 @@ def _refusal(status: int) -> web.Response:
     return web.json_response({**said, "message": "a fault of the test"}, status=status, headers=headers)
 
 
+def _log() -> logging.Logger:
+    """aiohttp calls it an error of the server when a connection is cut under it, which is what this server is for."""
+
+    def worth_telling(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], asyncio.InvalidStateError))
+
+    log = logging.getLogger("kube.faults")
+    if not log.filters:
+        log.addFilter(worth_telling)
+    return log
+
+
 @contextlib.contextmanager
 def proxy(server: str, ca_pem: str, token: str) -> Iterator[Proxy]:
     """On an event loop and a thread of its own, so that a test that blocks does not stop it."""
@@ -210,7 +239,7 @@ def proxy(server: str, ca_pem: str, token: str) -> Iterator[Proxy]:
             app = web.Application(client_max_size=2**24)
             made.session = session
             app.router.add_route("*", "/{tail:.*}", made.handle)
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+            runner = web.AppRunner(app, access_log=None, logger=_log(), shutdown_timeout=0.1)
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()

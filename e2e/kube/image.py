@@ -11,8 +11,9 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 # The first process of a pod only has to last. It does not get the host's directories: the image holds it and its libraries.
 _PAUSE = shutil.which("sleep") or "/usr/bin/sleep"
@@ -25,12 +26,15 @@ _LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/
 _FOLDERS = ("proc", "sys", "dev", "run", "var", "home", "etc", "root")
 
 
-def write(path: Path, name: str, mounts: Sequence[str], search: str) -> None:
-    layer = _layer(mounts)
+def write(path: Path, name: str, mounts: Sequence[str], search: str, links: Mapping[str, str] = MappingProxyType({})) -> None:
+    """`links`: further names in the image's root, of files below `mounts`."""
+    layer = _layer(mounts, {**_LINKS, **links})
     digest = hashlib.sha256(layer).hexdigest()
     runs = {
         "Env": [f"PATH={search}", "LANG=C.UTF-8", "HOME=/tmp", "PYTHONSAFEPATH=1"],
         "Entrypoint": _pause()[0],
+        # By number: a pod that must not run as root is refused where its image only names a user.
+        "User": "10001:10001",
         "WorkingDir": "/",
     }
     layers = {"type": "layers", "diff_ids": [f"sha256:{digest}"]}
@@ -50,7 +54,7 @@ def _pause() -> tuple[list[str], dict[str, Path]]:
     return [f"/pause/{loader}", "--library-path", "/pause", "/pause/sleep", "infinity"], files
 
 
-def _layer(mounts: Iterable[str]) -> bytes:
+def _layer(mounts: Iterable[str], links: Mapping[str, str]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as layer:
         parents = {str(one).strip("/") for mount in mounts for one in (Path(mount), *Path(mount).parents)} - {""}
@@ -58,7 +62,7 @@ def _layer(mounts: Iterable[str]) -> bytes:
             _folder(layer, folder, 0o755)
         for folder in ("tmp", "var/tmp"):
             _folder(layer, folder, 0o1777)
-        for name, target in _LINKS.items():
+        for name, target in links.items():
             entry = tarfile.TarInfo(name)
             entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, target, 0o777
             layer.addfile(entry)
@@ -81,8 +85,8 @@ def _file(archive: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644
     archive.addfile(entry, io.BytesIO(content))
 
 
-def mounts(checkout: Path, venv: Path, base: Path) -> list[str]:
-    """Host directories that containers see; none lies inside of another."""
-    wanted = ["/usr", "/etc/ssl", "/etc/alternatives", *(str(one) for one in (checkout, venv, base))]
+def mounts(shared: Iterable[Path]) -> list[str]:
+    """Host directories that containers see: the system's and these; none lies inside of another."""
+    wanted = ["/usr", "/etc/ssl", "/etc/alternatives", *(str(one) for one in shared)]
     present = [one for one in dict.fromkeys(wanted) if os.path.isdir(one)]
     return [one for one in present if not any(one != other and one.startswith(f"{other}/") for other in present)]

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kube import image
+from kube import image, node_volumes
 from kube.build import Missing, Say, distribution, ensure
-from kube.control import SERVICE_CIDR, Cluster, add_ray, begin
+from kube.control import SERVICE_CIDR, Cluster, begin
 from kube.pins import CONTROL_PLANE, NODE, RAY
 from kube.processes import NotUp, Processes
 
@@ -32,8 +33,9 @@ _CPU_SHARES = "4096"
 
 
 @contextlib.contextmanager
-def node(say: Say, *, ray: bool = False, images: Sequence[str] = (), fake_gpus: int = 0) -> Iterator[Cluster]:
-    """One Ready node. `images`: further names of the one image; `fake_gpus`: an extended resource without a device."""
+def node(say: Say, *, ray: bool = False, images: Sequence[str] = (), fake_gpus: int = 0, volumes: int = 0) -> Iterator[Cluster]:
+    """One Ready node. `ray`: the image holds KubeRay's operator as /manager, for the chart to run; `images`: further names of
+    the one image; `fake_gpus`: an extended resource without a device; `volumes`: that many, of a default StorageClass."""
     _fit()
     programs = ensure([*CONTROL_PLANE, *NODE, *(RAY if ray else ())], say)
     tools = distribution(say)
@@ -46,12 +48,12 @@ def node(say: Say, *, ray: bool = False, images: Sequence[str] = (), fake_gpus: 
             cluster.start(
                 "kube-scheduler", "--kubeconfig", cluster.kubeconfig, "--bind-address=127.0.0.1", "--leader-elect=false"
             )  # fmt: skip
-            _containers(cluster, tools, group, images)
+            _containers(cluster, tools, images)
             _kubelet(cluster, group)
             _network(cluster)
             _wait_ready(cluster, fake_gpus)
-            if ray:
-                add_ray(cluster)
+            if volumes:
+                node_volumes.add(cluster, volumes)
             yield cluster
         finally:
             processes.end()
@@ -92,9 +94,11 @@ def _run(words: Sequence[str], text: str | None = None) -> str:
     return done.stdout
 
 
-def _containers(cluster: Cluster, tools: Path, group: str, images: Sequence[str]) -> None:
+def _containers(cluster: Cluster, tools: Path, images: Sequence[str]) -> None:
     state, socket = cluster.state, cluster.state / "ctrd.sock"
-    mounts = image.mounts(_CHECKOUT, Path(sys.prefix), Path(sys.base_prefix))
+    kuberay = cluster.programs.get("kuberay-operator")
+    shared = [_CHECKOUT, Path(sys.prefix), Path(sys.base_prefix), *([kuberay.parent] if kuberay else [])]
+    mounts = image.mounts(shared)
     spec = json.loads(_run([*cluster.inside, "ctr", "oci", "spec"]))
     (state / "spec.json").write_text(json.dumps(_container_spec(spec, mounts)))
     (state / "cni").mkdir()
@@ -106,7 +110,7 @@ def _containers(cluster: Cluster, tools: Path, group: str, images: Sequence[str]
     ctr = [*cluster.inside, "ctr", "-a", str(socket), "-n", "k8s.io"]
     cluster.processes.wait_for("containerd", lambda: subprocess.run([*ctr, "version"], capture_output=True).returncode == 0, 30)
     search = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-    image.write(state / "host.tar", IMAGE, mounts, search)
+    image.write(state / "host.tar", IMAGE, mounts, search, {"manager": str(kuberay)} if kuberay else {})
     _run([*ctr, "images", "import", str(state / "host.tar")])
     for name in images:
         _run([*ctr, "images", "tag", IMAGE, name])
@@ -197,6 +201,8 @@ def _network(cluster: Cluster) -> None:
     zones = "cluster.local in-addr.arpa"
     (state / "Corefile").write_text(f".:53 {{\n bind {NODE_IP}\n errors\n kubernetes {zones} {{\n {names}\n }}\n cache 2\n}}\n")
     cluster.start("coredns", "-conf", state / "Corefile")
+    # What runs inside reaches Services by their names, as pods do.
+    _run([*cluster.inside, "mount", "--bind", str(state / "resolv.conf"), "/etc/resolv.conf"])
 
 
 def _wait_ready(cluster: Cluster, fake_gpus: int) -> None:
@@ -208,6 +214,17 @@ def _wait_ready(cluster: Cluster, fake_gpus: int) -> None:
         paths = ("/status/capacity/nvidia.com~1gpu", "/status/allocatable/nvidia.com~1gpu")
         patch = json.dumps([{"op": "add", "path": path, "value": str(fake_gpus)} for path in paths])
         cluster.kubectl("patch", "node", "node1", "--subresource=status", "--type=json", "-p", patch)
+
+
+def kill_pod(cluster: Cluster, namespace: str, name: str) -> int:
+    """SIGKILL to every process of a pod at once, as a machine that fails would; gives how many there were."""
+    uid = cluster.kubectl("get", "pod", name, "-n", namespace, "-o", "jsonpath={.metadata.uid}")
+    lists = Path("/sys/fs/cgroup/memory").glob(f"penstock-{os.getpid()}/**/pod{uid}/**/cgroup.procs")
+    pids = [int(pid) for one in lists for pid in one.read_text().split()]
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return len(pids)
 
 
 def _make_cgroups(group: str) -> None:

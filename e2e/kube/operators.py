@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import urllib.error
@@ -65,17 +66,23 @@ class Nursery:
     folder: Path
     forker: "subprocess.Popen[str]"
     born: list[Operator] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, server: str, **options: Any) -> Operator:
-        """An operator with the stand-in plan, against `server` (the proxy, or the API server itself)."""
+        """An operator against `server` (the proxy, or the API server itself), with the stand-in plan; `whole`: the product's."""
+        with self._lock:
+            return self._start(server, options)
+
+    def _start(self, server: str, options: dict[str, Any]) -> Operator:
         number = len(self.born)
         config, log = self.folder / f"{number}.conf", self.folder / f"{number}.log"
-        ca, token = options.pop("ca_pem", ""), options.pop("token", "none")
+        ca, token, whole = options.pop("ca_pem", ""), options.pop("token", "none"), options.pop("whole", False)
         config.write_text(kubeconfig(server, ca, token))
         (port,) = free_ports(1)
         options = {"listen": f"127.0.0.1:{port}", **options}
         assert self.forker.stdin and self.forker.stdout
-        self.forker.stdin.write(json.dumps({"kubeconfig": str(config), "log": str(log), "options": options}) + "\n")
+        asked = {"kubeconfig": str(config), "log": str(log), "options": options, "whole": whole}
+        self.forker.stdin.write(json.dumps(asked) + "\n")
         self.forker.stdin.flush()
         operator = Operator(int(self.forker.stdout.readline()), log, port)
         self.born.append(operator)
@@ -99,12 +106,13 @@ def nursery(folder: Path) -> Iterator[Nursery]:
         assert forker.stdin and forker.stdout
         forker.stdin.close()
         forker.stdout.close()
-        forker.wait(10)
+        forker.wait(60)
 
 
 def _fork_on_demand() -> None:
     from kube.standin import StandIn, options
 
+    from penstock_operator.operate import ClusterPlanner
     from penstock_operator.shell.main import main
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -125,7 +133,8 @@ def _fork_on_demand() -> None:
         os.environ["KUBECONFIG"] = asked["kubeconfig"]
         code = 70
         try:
-            code = main(options(["--options", json.dumps(asked["options"])]), None, lambda _: StandIn())
+            told = options(["--options", json.dumps(asked["options"])])
+            code = main(told, None, ClusterPlanner if asked["whole"] else lambda _: StandIn())
         except BaseException:  # noqa: BLE001  the process ends here; its log must say why
             traceback.print_exc()
         finally:

@@ -51,6 +51,9 @@ class StandIn:
     kinds: tuple[Kind, ...] = (CONFIG_MAP, SERVICE)
     watched: tuple[Kind, ...] = (CONFIG_MAP, SERVICE)
 
+    def looks(self, document: Object, children: Sequence[Object]) -> tuple[()]:
+        return ()
+
     def plan(self, document: Object, children: Sequence[Object], offered: Offered, now_s: float) -> Plan:
         spec, meta = document.get("spec") or {}, document["metadata"]
         wanted = [self._config(document, number) for number in range(spec["configs"])]

@@ -1,6 +1,7 @@
 """`python -m kube.up cp|ray|node`: a real cluster on this machine, until Ctrl-C. Run it in e2e/.
 
-Promise: prints a KUBECONFIG and how to use it; ends everything it started.
+Promise: prints a KUBECONFIG and how to use it; ends everything it started. `node` prints a script that runs what follows it, or
+a shell, where the cluster is reached, with kubectl, helm and the environment's programs on the PATH.
 """
 
 import argparse
@@ -10,10 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from kube.build import Missing
+from kube.build import Missing, ensure
 from kube.control import Cluster, control_plane
 from kube.processes import NotUp
+
+_VOLUMES = 16
 
 
 @contextlib.contextmanager
@@ -24,11 +28,26 @@ def _asked(what: str, fake_nodes: int) -> Iterator[Cluster]:
     if what == "node":
         from kube.node import node
 
-        with node(say) as cluster:
+        with node(say, ray=True, volumes=_VOLUMES) as cluster:
+            cluster.programs |= ensure(["helm"], say)
             yield cluster
     else:
         with control_plane(say, ray=what == "ray", fake_nodes=fake_nodes) as cluster:
             yield cluster
+
+
+def _shell(cluster: Cluster) -> Path:
+    """The cluster's namespaces hold its network and the names of its Services; files are the machine's."""
+    holder = cluster.inside[cluster.inside.index("-t") + 1]
+    search = ":".join([*sorted({str(one.parent) for one in cluster.programs.values()}), f"{sys.prefix}/bin"])
+    script = cluster.state / "in"
+    script.write_text(
+        f"#!/bin/sh\nexport KUBECONFIG={cluster.kubeconfig} PATH={search}:$PATH\n"
+        '[ $# -gt 0 ] || set -- "${SHELL:-/bin/sh}"\n'
+        f'exec nsenter -t {holder} -n -m -- sh -c \'cd "$0" && exec "$@"\' "$PWD" "$@"\n'
+    )
+    script.chmod(0o700)
+    return script
 
 
 def main(words: Sequence[str]) -> int:
@@ -42,9 +61,8 @@ def main(words: Sequence[str]) -> int:
     begun = time.monotonic()
     try:
         with _asked(chosen.what, chosen.fake_nodes) as cluster:
-            kubectl = " ".join([*cluster.inside, str(cluster.programs["kubectl"])])
             print(f"up in {time.monotonic() - begun:.1f} s; Ctrl-C ends it")
-            print(f"export KUBECONFIG={cluster.kubeconfig}\n{kubectl} get all -A", flush=True)
+            print(_shell(cluster) if cluster.inside else f"export KUBECONFIG={cluster.kubeconfig}", flush=True)
             over.wait()
     except (Missing, NotUp) as error:
         print(f"kube: {error}", file=sys.stderr)

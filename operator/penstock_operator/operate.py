@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from penstock_operator.plan import Cluster, OperatorSettings, Plan, read, reconcile
+from penstock_operator.plan.looks import Look, looks
 from penstock_operator.plan.permissions import CHILDREN
 from penstock_operator.shell.main import Options
 from penstock_operator.shell.main import main as run
@@ -30,6 +31,9 @@ class ClusterPlanner:
     @property
     def watched(self) -> tuple[Kind, ...]:
         return self._watched
+
+    def looks(self, document: Object, children: Sequence[Object]) -> Sequence[Look]:
+        return looks(document, children, self._settings)
 
     def plan(self, document: Object, children: Sequence[Object], offered: Offered, now_s: float) -> Plan:
         named = bool(self._settings.gcs_storage.storage_class)

@@ -14,6 +14,14 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("spec.model.source", "hf:///", "spec.model.source"),
     ("spec.model.source", "hf://a b", "spec.model.source"),
     ("spec.model.source", "penstock://huge", "spec.model.source"),
+    ("spec.model.source", "hf://Qwen3-8B", "spec.model.source"),
+    ("spec.model.source", "hf://Qwen/Qwen3-8B/more", "spec.model.source"),
+    ("spec.model.source", "hf://Qwen/Qwen3-8B@", "spec.model.source"),
+    ("spec.model.source", "file://models/here", "spec.model.source"),
+    ("spec.model.source", "pvc://Not_A_Claim/model", "spec.model.source"),
+    ("spec.model.source", "pvc://claim/../etc", "spec.model.source"),
+    ("spec.model.source", "pvc://claim/..", "spec.model.source"),
+    ("spec.model.source", "s3:///model", "spec.model.source"),
     ("spec.model.source", ..., "spec.model.source"),
     ("spec.model.name", "two words", "spec.model.name"),
     ("spec.model.secretRef", {"name": "Not_A_Name"}, "spec.model.secretRef.name"),
@@ -72,6 +80,10 @@ REFUSED: list[tuple[str, Any, str]] = [
 
 ACCEPTED: list[tuple[str, Any]] = [
     ("spec.model.source", "hf://Qwen/Qwen3-8B"),
+    ("spec.model.source", "hf://Qwen/Qwen3-8B@refs/pr/1"),
+    ("spec.model.source", "s3://models/team/chat"),
+    ("spec.model.source", "pvc://claim/a..b/chat"),
+    ("spec.model.source", "file:///models/chat"),
     ("spec.model.source", "pvc://models/qwen"),
     ("spec.engine.args", {"max-model-len": 512}),
     ("spec.engine.shm", 8),
@@ -112,5 +124,5 @@ def manifest(*edits: tuple[str, Any], name: str = "tiny") -> dict[str, Any]:
         if value is ...:
             del part[leaf]
         else:
-            part[leaf] = value
+            part[leaf] = deepcopy(value)
     return document

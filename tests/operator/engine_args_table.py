@@ -16,11 +16,11 @@ _NAMES = {bool: "bool", int: "int", float: "float", str: "str"}
 
 
 def describe(annotation: Any) -> dict[str, Any]:
-    """Kind ("any" where it is none of YAML's own), choices, optional."""
+    """Kind ("any" where it is none of YAML's own), choices, the keys of a config, optional."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         some = [part for part in parts if part is not type(None)]
-        found = describe(some[0]) if len(some) == 1 else {"kind": "any"}
+        found = describe(some[0]) if len(some) == 1 else _union([describe(part) for part in some])
         return {**found, "optional": True} if len(some) < len(parts) else found
     if origin is typing.Literal:
         return {"kind": "choice", "choices": list(parts)}
@@ -28,7 +28,16 @@ def describe(annotation: Any) -> dict[str, Any]:
         return {"kind": "list"}
     if origin is dict or annotation is dict:
         return {"kind": "dict"}
+    if dataclasses.is_dataclass(annotation):
+        return {"kind": "config", "keys": sorted(one.name for one in dataclasses.fields(annotation) if one.init)}
     return {"kind": _NAMES.get(annotation, "any")}
+
+
+def _union(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of plain kinds; with a str among them every choice is one."""
+    kinds = {"str" if part["kind"] == "choice" else part["kind"] for part in parts}
+    plain = kinds <= {*_NAMES.values(), "list", "dict"}
+    return {"kind": "/".join(sorted(kinds))} if plain else {"kind": "any"}
 
 
 def generate() -> dict[str, Any]:

@@ -23,6 +23,8 @@ class World:
     writes: int = 0
     events: list[tuple[str, str]] = field(default_factory=list)
     made: int = 0
+    answers: list[Object] = field(default_factory=list)  # to what a plan wants to know beyond objects
+    told: list[str] = field(default_factory=list)  # the messages of events
 
     def __post_init__(self) -> None:
         self.document["metadata"] |= {"uid": UID, "generation": 1, "namespace": "prod"}
@@ -33,7 +35,7 @@ class World:
             self.document["metadata"]["generation"] += 1
 
     def plan(self) -> Plan:
-        children = [*self.objects.values(), *self.pods]
+        children = [*self.objects.values(), *self.pods, *self.answers]
         return reconcile(self.document, read(self.document, children, self.cluster), self.settings, self.now_s)
 
     def step(self) -> Plan:
@@ -48,6 +50,7 @@ class World:
             self.document["status"] = deepcopy(dict(plan.status))
             self.writes += 1
         self.events += [(event.type, event.reason) for event in plan.events]
+        self.told += [event.message for event in plan.events]
         self.now_s += 1
         return plan
 
@@ -97,8 +100,15 @@ class World:
         raise AssertionError(f"no end: {self.sizes()}, {self.document['status']}")
 
     def condition(self, kind: str) -> tuple[str, str]:
-        (found,) = [one for one in self.document["status"]["conditions"] if one["type"] == kind]
+        found = self._condition(kind)
         return found["status"], found["reason"]
+
+    def message(self, kind: str) -> str:
+        return str(self._condition(kind)["message"])
+
+    def _condition(self, kind: str) -> Object:
+        (found,) = [one for one in self.document["status"]["conditions"] if one["type"] == kind]
+        return dict(found)
 
 
 def _stamped(body: Object, old: Object) -> Object:

@@ -159,6 +159,13 @@ def test_a_fault_is_one_line_that_names_the_field(path: str, value: Any, told: s
         ({"enforce-eager": 1}, "enforce-eager: 1 is not of type bool"),
         ({"dtype": "int8"}, "dtype: 'int8' is none of auto, half"),
         ({"max-model-len": 1, "max_model_len": 2}, "are the same argument"),
+        ({"revision": "v1"}, "use model.source, hf://ORG/NAME@REVISION"),
+        ({"max-lora-rank": 8}, "until model.adapters are built"),
+        ({"kv-offloading-size": 4}, "Penstock's own connector moves KV"),
+        ({"prefill-context-parallel-size": 2}, "topology.<pool>.parallelism.tensor"),
+        ({"compilation-config": 3}, "compilation-config: 3 is not of type dict"),
+        ({"compilation-config": {"moed": 3}}, "compilation-config: 'moed' is no key of it; did you mean mode"),
+        ({"ignore-patterns": 3}, "ignore-patterns: 3 is not of type list or str"),
     ],
 )
 def test_engine_args_are_checked_against_the_pinned_vllm(args: dict[str, Any], told: str) -> None:
@@ -168,7 +175,10 @@ def test_engine_args_are_checked_against_the_pinned_vllm(args: dict[str, Any], t
 
 
 def test_engine_args_may_be_written_as_on_the_command_line_or_in_python() -> None:
-    args = {"max-model-len": 4096, "dtype": "float32", "gpu_memory_utilization": 1, "max-num-seqs": None}
+    args = {
+        "max-model-len": 4096, "dtype": "float32", "gpu_memory_utilization": 1, "max-num-seqs": None, "tokenizer-mode": "auto",
+        "compilation-config": {"mode": 3}, "ignore-patterns": ["original/*"], "speculative-config": {"num_speculative_tokens": 3},
+    }  # fmt: skip
     assert load(edited("spec.engine.args", args)).spec.engine.args == args
 
 

@@ -1,7 +1,7 @@
 """Durations and quantities."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock_operator.api.scalars import duration_s, duration_text, quantity
@@ -21,6 +21,7 @@ def test_a_duration_without_a_unit_is_refused(text: object) -> None:
         duration_s(text)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9))
 def test_a_duration_survives_its_own_text(milliseconds: int) -> None:
     assert duration_s(duration_text(milliseconds / 1000)) == pytest.approx(milliseconds / 1000)

@@ -22,7 +22,6 @@ def spec_with(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"model__source": "s3://b/m"}, "spec.model.source"),
         ({"model__source": "pvc://c/m"}, "spec.model.source"),
         ({"model__adapters": [{"name": "a", "source": "hf://o/a"}]}, "spec.model.adapters"),
         ({"model__secretRef": {"name": "s"}}, "spec.model.secretRef"),
@@ -50,6 +49,7 @@ def test_a_setting_that_is_not_built_is_refused_by_its_name(changes: dict[str, A
     "changes",
     [
         {"model__source": "hf://o/m"},
+        {"model__source": "s3://b/m"},
         {"model__source": "file:///models/m"},
         {"engine__env": [{"name": "A", "value": "b"}]},
         {"topology": {"mode": "auto", "workers": {"replicas": 2}}},
@@ -59,6 +59,16 @@ def test_a_setting_that_is_not_built_is_refused_by_its_name(changes: dict[str, A
 )
 def test_what_is_built_is_not_refused(changes: dict[str, Any]) -> None:
     assert unsupported(spec_with(**changes)) == []
+
+
+def test_a_secret_that_nothing_would_read_is_refused_on_a_cluster() -> None:
+    (refusal,) = unsupported(spec_with(model__source="pvc://c/m", model__secretRef={"name": "s"}), "cluster")
+    assert refusal.field == "spec.model.secretRef" and "pvc:// needs no credentials" in refusal.message
+
+
+@pytest.mark.parametrize("source", ["hf://o/m", "s3://b/m"])
+def test_every_source_with_credentials_is_built_on_a_cluster(source: str) -> None:
+    assert unsupported(spec_with(model__source=source, model__secretRef={"name": "s"}), "cluster") == []
 
 
 def test_settings_for_containers_are_told_to_have_no_effect() -> None:

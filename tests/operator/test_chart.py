@@ -13,7 +13,7 @@ from kube.build import find
 from pydantic import ValidationError
 
 from penstock_operator.api import crd
-from penstock_operator.plan import OperatorSettings, chart
+from penstock_operator.plan import OperatorSettings, chart, dashboards
 from penstock_operator.plan.permissions import CLUSTER, NAMESPACED, OWN, Rule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,6 +185,13 @@ class TestWithHelm:
         (rules,) = [one for one in of_kind(rich, "Deployment") if one["metadata"]["name"] == "kuberay-operator"]
         assert OperatorSettings().kuberay_labels.items() <= rules["spec"]["template"]["metadata"]["labels"].items()
         assert of_kind(template("--set", "tickets.create=false"), "Secret") == []
+
+    def test_dashboards_are_those_that_are_generated_where_grafana_finds_them(self) -> None:
+        found = of_kind(template("--set", "dashboards.enabled=true"), "ConfigMap")
+        held = {name: text for one in found for name, text in one["data"].items() if name.endswith(".json")}
+        assert held == {f"{one.uid}.json": dashboards.text(one) for one in dashboards.DASHBOARDS}
+        labels = [one["metadata"]["labels"] for one in found if any(name.endswith(".json") for name in one["data"])]
+        assert all(one["grafana_dashboard"] == "1" for one in labels) and len(labels) == 3
 
     def test_a_value_that_is_wrong_stops_the_installation_by_its_name(self) -> None:
         done = subprocess.run(

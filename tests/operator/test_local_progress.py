@@ -1,6 +1,6 @@
 """Lines for the person who waits, readiness, and restarts of the router."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock_operator.local.progress import Joined, Narrator, Restarts, missing, restart
@@ -54,6 +54,7 @@ def test_a_router_that_lived_long_is_restarted_at_once_and_a_short_lived_one_eve
     assert restart(history, 31.0, 60.0)[1] == 0.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 100), max_size=30))
 def test_a_wait_is_never_above_five_seconds(lives: list[float]) -> None:
     history, now = Restarts(), 0.0

@@ -44,7 +44,7 @@ def test_a_new_service_gets_its_children_and_is_ready_when_they_are() -> None:
     assert status["phase"] == "Ready" and status["columns"] == {"prefill": "1/1", "decode": "1/1"}
     assert status["revision"] == {"current": name, "updated": name} and status["observedGeneration"] == 1
     assert status["endpoint"] == {"grpc": "tiny.prod.svc:9000", "http": "tiny.prod.svc:8000"}
-    assert here.events == [("Normal", "RolloutStarted"), ("Normal", "RolloutComplete")]
+    assert here.events == [("Normal", "RolloutStarted"), ("Normal", "RolloutComplete"), ("Normal", "Ready")]
 
 
 def test_a_settled_service_is_written_no_more() -> None:

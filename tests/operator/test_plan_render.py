@@ -22,7 +22,7 @@ from penstock_workers.config import WorkerConfig
 
 GPU = [
     ("spec.engine", {"device": "gpu", "shm": "8Gi", "env": [{"name": "A", "value": "b"}], "args": {"max-model-len": 512}}),
-    ("spec.model", {"source": "pvc://models/qwen/3", "name": "qwen", "secretRef": {"name": "hf"}, "cache": {"pvc": "cache"}}),
+    ("spec.model", {"source": "pvc://models/qwen/3", "name": "qwen", "cache": {"pvc": "cache"}}),
     (
         "spec.topology.prefill",
         {"parallelism": {"tensor": 4}, "nodeSelector": {"gpu": "h"}, "tolerations": [{"operator": "Exists"}]},
@@ -59,7 +59,7 @@ def pods(found: dict[tuple[str, str], dict[str, Any]]) -> Iterator[tuple[str, di
 GOLDEN = {
     "tiny": ((), "811c0c2e"),
     "colocated": ((("spec.topology", {"mode": "colocated", "workers": {"replicas": 2}}),), "fda05de5"),
-    "gpu": (tuple(GPU), "b1e28f55"),
+    "gpu": ((*GPU, ("spec.model.secretRef", {"name": "hf"})), "b1e28f55"),
 }
 
 

@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kube.fake_api import FakeApi
 
@@ -74,6 +74,7 @@ def as_read(api):
 
 
 @pytest.mark.slow
+@settings(deadline=None)
 @given(bodies, bodies, st.one_of(st.none(), bodies))
 def test_settled_means_that_an_apply_changes_nothing(ours, wanted, theirs):
     """For any body applied before, any foreign apply since, and any body wanted now."""

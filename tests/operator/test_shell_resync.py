@@ -1,28 +1,8 @@
-"""What lists tell: changed services, and watches that owe events."""
+"""Watches that owe events."""
 
-from penstock_operator.shell.ports import Key
-from penstock_operator.shell.resync import GRACE_S, Known, Told
+from penstock_operator.shell.resync import GRACE_S, Told
 
-A, B = Key("n", "a"), Key("n", "b")
-ONE, TWO = ("LLMService", "n", "a"), ("ConfigMap", "n", "b-0")
-
-
-def test_the_first_look_finds_everything():
-    assert Known().compare({ONE: ("1", A), TWO: ("2", B)}) == {A, B}
-
-
-def test_what_stands_still_is_not_looked_at_again():
-    known = Known()
-    known.compare({ONE: ("1", A)})
-    assert known.compare({ONE: ("1", A)}) == set()
-
-
-def test_a_change_a_deletion_and_a_change_of_owner_are_found():
-    known = Known()
-    known.compare({ONE: ("1", A), TWO: ("2", A)})
-    assert known.compare({ONE: ("3", A), TWO: ("2", A)}) == {A}
-    assert known.compare({ONE: ("3", A)}) == {A}
-    assert known.compare({ONE: ("3", B)}) == {A, B}
+ONE = ("LLMService", "n", "a")
 
 
 def test_a_watch_that_tells_everything_is_not_silent():

@@ -1,7 +1,7 @@
 """The queue: one worker per key, no key lost, longer pauses after each failure."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -59,6 +59,7 @@ def test_a_server_that_names_a_pause_is_given_it():
     assert work.failed(A, 0, 0.5, at_least_s=30) == 30
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.floats(0, 1, exclude_max=True))
 def test_pauses_grow_to_a_bound_and_success_forgets_them(failures, u):
     work, now, pauses = Work(), 0.0, []
@@ -119,5 +120,7 @@ class Queue(RuleBasedStateMachine):
         assert (self.work.next_s() is None) == (not self.owed - self.running)
 
 
-Queue.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+Queue.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 TestQueue = pytest.mark.slow(Queue.TestCase)

@@ -93,3 +93,53 @@ def test_workers_are_listed_by_the_head_s_own_account(api_server: tuple[str, lis
     ((path, authorization),) = asked
     assert path.startswith("/api/v1/namespaces/prod/pods?labelSelector=ray.io/cluster%3Dchat-1")
     assert authorization == "Bearer secret"
+
+
+@pytest.fixture
+def dying_cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, tuple[int, object]]]]:
+    """One server for the API server's and the dashboard's pages: path prefix -> (status, body)."""
+    pages: dict[str, tuple[int, object]] = {}
+    (tmp_path / "namespace").write_text("prod")
+    (tmp_path / "token").write_text("secret")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = next(page for prefix, page in pages.items() if self.path.startswith(prefix))
+            text = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", pages
+        server.shutdown()
+        thread.join()
+
+
+def ray_nodes(*states: str) -> tuple[int, object]:
+    workers = [{"state": state, "is_head_node": False} for state in states]
+    return 200, {"data": {"result": {"result": [{"state": "ALIVE", "is_head_node": True}, *workers]}}}
+
+
+def test_a_head_whose_account_is_gone_waits_for_every_worker_that_ray_still_has(
+    dying_cluster: tuple[str, dict[str, tuple[int, object]]], tmp_path: Path
+) -> None:
+    url, pages = dying_cluster
+    pages["/api/v1/namespaces"] = (401, {})
+    pages["/api/v0/nodes"] = ray_nodes("ALIVE", "DEAD", "ALIVE")
+    assert prestop.going_workers(url, "chat-1", tmp_path, url) == 2
+
+
+def test_a_head_that_is_lost_alone_waits_for_no_worker(
+    dying_cluster: tuple[str, dict[str, tuple[int, object]]], tmp_path: Path
+) -> None:
+    url, pages = dying_cluster
+    pages["/api/v1/namespaces"] = (200, {"items": [{"metadata": {"name": "w"}}]})
+    pages["/api/v0/nodes"] = ray_nodes("ALIVE")
+    assert prestop.going_workers(url, "chat-1", tmp_path, url) == 0

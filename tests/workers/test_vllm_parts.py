@@ -8,7 +8,7 @@ from typing import Any
 import cbor2
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock_proto.v1.common_pb2 import Choices, FinishReason, Sampling
@@ -72,6 +72,7 @@ def test_a_bounded_leg_is_held_and_keeps_min_tokens_within_its_bound() -> None:
     assert extras.emitted(kwargs["extra_args"]) == 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.integers(0, 50), st.integers(0, 60), st.integers(1, 600))
 def test_a_leg_is_held_exactly_where_its_bound_comes_before_the_answer_s_end(
     prompt: int, emitted: int, bound: int, most: int

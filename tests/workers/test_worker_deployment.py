@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from penstock_workers.config import WorkerConfig
-from penstock_workers.engine.source import SourceRefused
+from penstock_workers.model.refused import SourceRefused
 from penstock_workers.pool.deployment import build_app, start_replica
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from attach_client import ERROR, LENGTH, attached, eventually, fake_worker, greedy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock_policy.cost.model import StepCost
@@ -39,6 +39,7 @@ def test_an_engine_that_says_nothing_is_dead_soon_after_its_limit() -> None:
     assert LIMITS.floor_s < at <= LIMITS.floor_s + 3 * EVERY_S
 
 
+@settings(deadline=None)
 @given(st.integers(0, 20_000), st.integers(0, 256), st.integers(0, 200_000))
 def test_no_engine_is_dead_before_ten_times_its_step_s_prediction(prefill: int, decodes: int, context: int) -> None:
     work = InFlight(prefill, decodes, context)
@@ -49,6 +50,7 @@ def test_no_engine_is_dead_before_ten_times_its_step_s_prediction(prefill: int, 
     assert silence(watch, min(limit, 30.0) - EVERY_S, work)[1] is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, LIMITS.floor_s - 0.2), max_size=30))
 def test_an_engine_that_steps_within_its_limit_lives(pauses: list[float]) -> None:
     watch, now = Watch(), 0.0
@@ -61,6 +63,7 @@ def test_an_engine_that_steps_within_its_limit_lives(pauses: list[float]) -> Non
         watch = stepped(watch, 0)
 
 
+@settings(deadline=None)
 @given(_gaps)
 def test_time_in_which_the_watcher_slept_does_not_count(gaps: list[float]) -> None:
     """However long the pauses, each counts as at most two looks."""
@@ -72,6 +75,7 @@ def test_time_in_which_the_watcher_slept_does_not_count(gaps: list[float]) -> No
         assert decision != "hung" or 2 * EVERY_S * turn > LIMITS.floor_s
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["look", "late", "step", "answer"]), max_size=80))
 def test_nothing_is_dead_that_was_not_asked_and_one_question_is_out_at_a_time(events: list[str]) -> None:
     watch, now, out = Watch(), 0.0, False

@@ -1,7 +1,7 @@
 """Whose word on a worker's role counts."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock_workers.pool.roles import ROLES, Assignment, Held, assign
@@ -29,6 +29,7 @@ def test_an_assignment_is_taken_or_refused_for_a_reason(held: Held, word: Assign
     assert assign(held, word, joined) == (want, why)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(_words, _joined), max_size=40))
 def test_epochs_grow_with_every_change_and_only_the_lowest_router_makes_one(
     history: list[tuple[Assignment, frozenset[str]]],
@@ -43,6 +44,7 @@ def test_epochs_grow_with_every_change_and_only_the_lowest_router_makes_one(
         held = after
 
 
+@settings(deadline=None)
 @given(st.permutations([Assignment("a", "prefill", 1), Assignment("a", "decode", 2), Assignment("a", "both", 3)]))
 def test_late_words_of_one_router_change_nothing_whatever_their_order(words: list[Assignment]) -> None:
     held = Held("decode")

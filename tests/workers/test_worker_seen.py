@@ -4,7 +4,7 @@ from array import array
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock_proto.v1.common_pb2 import FinishReason, Sampling
@@ -38,6 +38,7 @@ def test_the_old_are_forgotten_and_so_are_those_beyond_the_limit() -> None:
     assert marks(seen.note([1], 12.0)) == [1]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.lists(st.integers(1, 30), max_size=8), st.floats(0.0, 4.0)), max_size=30))
 def test_new_ones_add_up_to_all(history: list[tuple[list[int], float]]) -> None:
     seen, now, known = Seen(limit=10, ttl_s=10.0), 0.0, set[int]()

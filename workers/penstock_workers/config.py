@@ -47,7 +47,9 @@ class WorkerConfig(BaseModel):
 
     worker_id: str = Field(default="worker", min_length=1, max_length=200, description="unique among the service's workers")
     pool: Literal["prefill", "decode", "workers"] = Field(default="workers", description="what was deployed")
-    source: str = Field(default="penstock://tiny", min_length=1, description="penstock://tiny, file:///PATH or hf://ORG/NAME")
+    source: str = Field(
+        default="penstock://tiny", min_length=1, description="penstock://tiny, file:///PATH, hf://ORG/NAME or s3://BUCKET/PATH"
+    )
     model: str = Field(default="tiny", min_length=1, description="served name")
     engine: Literal["vllm", "fake"] = Field(
         default="vllm", description="vllm, or the deterministic fake for load and fault tests"

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from penstock_workers.config import WorkerConfig, load_config
-from penstock_workers.engine.source import SourceRefused
+from penstock_workers.model.refused import SourceRefused
 from penstock_workers.pool import log as logs
 from penstock_workers.pool.engines import make_engine
 from penstock_workers.pool.worker import Worker

@@ -7,7 +7,7 @@ values without a type, so they are checked by `penstock validate`, in every reco
 
 from dataclasses import dataclass
 
-from penstock_operator.api.rules import GPU_RESOURCE, NAME_MAX
+from penstock_operator.api.rules import GPU_RESOURCE, NAME_MAX, SOURCES, accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,12 @@ class Rule:
     message: str
 
 
-_SOURCE = "self.matches('^({})://[^\\\\s]*[^/\\\\s][^\\\\s]*$')"
+def _source(*schemes: str) -> Rule:
+    pattern = "|".join(SOURCES[one][1] for one in schemes).replace("\\", "\\\\")
+    up = r"!self.matches('/\\.\\.(/|$)')"
+    return Rule(f"self.matches('^({pattern})$') && {up}", f"source is none of {accepted(schemes)}")
+
+
 _RESOURCES = (
     Rule("self.all(key, key in ['requests', 'limits'])", "keys are requests and limits"),
     Rule(
@@ -39,15 +44,8 @@ def _autoscaled(pool: str) -> Rule:
 
 # (model, field or None for the model itself) -> rules.
 RULES: dict[tuple[str, str | None], tuple[Rule, ...]] = {
-    ("Adapter", "source"): (
-        Rule(_SOURCE.format("hf|pvc|s3|file"), "source is none of hf://..., pvc://..., s3://..., file://..."),
-    ),
-    ("Model", "source"): (
-        Rule(
-            f"{_SOURCE.format('hf|pvc|s3|file')} || self == 'penstock://tiny'",
-            "source is none of hf://..., pvc://..., s3://..., file://... and penstock://tiny",
-        ),
-    ),
+    ("Adapter", "source"): (_source("hf", "pvc", "s3", "file"),),
+    ("Model", "source"): (_source("hf", "pvc", "s3", "file", "penstock"),),
     ("Model", None): (
         Rule(
             f"{_SERVED_NAME.format('self')} == {_SERVED_NAME.format('oldSelf')}",

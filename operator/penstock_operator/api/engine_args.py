@@ -19,6 +19,7 @@ OWNED: dict[str, str] = {
     "model": "use model.source",
     "model_weights": "use model.source",
     "tokenizer": "it comes with model.source",
+    **dict.fromkeys(("revision", "code_revision", "tokenizer_revision"), "use model.source, hf://ORG/NAME@REVISION"),
     "hf_config_path": "it comes with model.source",
     "served_model_name": "use model.name",
     "hf_token": "use model.secretRef",
@@ -27,6 +28,26 @@ OWNED: dict[str, str] = {
     "pipeline_parallel_size": f"use {_TOPOLOGY}.pipeline",
     "enable_lora": "use model.adapters",
     "default_mm_loras": "use model.adapters",
+    **dict.fromkeys(
+        (
+            "max_loras",
+            "max_cpu_loras",
+            "max_lora_rank",
+            "max_lora_cls_labels",
+            "lora_dtype",
+            "lora_target_modules",
+            "fully_sharded_loras",
+            "specialize_active_lora",
+            "enable_mixed_moe_lora_format",
+            "enable_moe_shared_loras",
+            "enable_tower_connector_lora",
+        ),
+        "it is without effect until model.adapters are built",
+    ),
+    "prefill_context_parallel_size": f"it is not built yet; use {_TOPOLOGY}.tensor",
+    **dict.fromkeys(("kv_offloading_size", "kv_offloading_backend"), "it is not built yet: Penstock's own connector moves KV"),
+    **dict.fromkeys(("enable_elastic_ep", "elastic_ep_max_dp_size"), f"{_OWN}; use topology.<pool>.replicas"),
+    "tokens_only": f"{_OWN}: structured output needs the tokenizer",
     "runner": f"{_OWN}: generate",
     "convert": f"{_OWN}: none",
     "skip_tokenizer_init": f"{_OWN}: structured output needs the tokenizer",
@@ -61,7 +82,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 @cache
 def table() -> dict[str, dict[str, Any]]:
-    """Argument -> {kind, choices, optional}, of the vLLM that `version` names."""
+    """Argument -> {kind, choices, keys, optional}, of the pinned vLLM. Several kinds are joined by a slash."""
     text = resources.files("penstock_operator.api").joinpath("engine_args.json").read_text()
     known: dict[str, dict[str, Any]] = json.loads(text)["args"]
     return known
@@ -105,7 +126,21 @@ def _check_type(key: str, value: Any, known: dict[str, Any]) -> None:
         if value not in choices:
             raise ValueError(f"{key}: {value!r} is none of {', '.join(map(str, choices))}")
         return
-    wanted = _KINDS.get(known["kind"])
+    if known["kind"] == "config":
+        _check_config(key, value, known["keys"])
+        return
+    wanted = tuple(one for part in known["kind"].split("/") for one in _KINDS.get(part, ()))
     # A bool is an int to Python, never to a reader of YAML.
     if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
-        raise ValueError(f"{key}: {value!r} is not of type {known['kind']}")
+        raise ValueError(f"{key}: {value!r} is not of type {known['kind'].replace('/', ' or ')}")
+
+
+def _check_config(key: str, value: Any, keys: list[str]) -> None:
+    """One of vLLM's nested configurations."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{key}: {value!r} is not of type dict")
+    for one in value:
+        if one not in keys:
+            near = get_close_matches(str(one), keys, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else f"accepted are {', '.join(keys[:8])} ..."
+            raise ValueError(f"{key}: {one!r} is no key of it; {hint}")

@@ -40,7 +40,10 @@ class Toleration(Part):
 
 
 class SecretRef(Part):
-    name: Name = Field(description="A Secret in the service's namespace.")
+    name: Name = Field(
+        description="A Secret in the service's namespace; hf:// reads its key token, s3:// AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, and where they are there AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL."
+    )
 
 
 class ModelCache(Part):

@@ -11,13 +11,27 @@ NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 GPU_RESOURCE = "nvidia.com/gpu"
 
 
+# Scheme -> what a source looks like, and its pattern for Python and for CEL's RE2 alike.
+SOURCES = {
+    "hf": ("hf://ORG/NAME[@REVISION]", r"hf://[^/@\s]+/[^/@\s]+/*(@[^@\s]+)?"),
+    "pvc": ("pvc://CLAIM[/PATH]", r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\s]*)?"),
+    "s3": ("s3://BUCKET[/PATH]", r"s3://[A-Za-z0-9][-A-Za-z0-9._]*(/[^\s]*)?"),
+    "file": ("file:///PATH", r"file:///[^\s]*[^/\s][^\s]*"),
+    "penstock": ("penstock://tiny", r"penstock://tiny"),
+}
+# Of a pod's own folders, which are none of the claim's.
+_UP = re.compile(r"/\.\.(/|$)")
+
+
 def source(value: str, schemes: tuple[str, ...]) -> str:
-    scheme, separator, rest = value.partition("://")
-    if not separator or scheme not in schemes or not rest.strip("/") or re.search(r"\s", value):
-        raise ValueError(f"{value!r} is none of {', '.join(f'{one}://...' for one in schemes)}")
-    if scheme == "penstock" and rest != "tiny":
-        raise ValueError(f"{value!r}: the one built-in model is penstock://tiny")
+    if not any(re.fullmatch(SOURCES[one][1], value) for one in schemes) or _UP.search(value):
+        raise ValueError(f"{value!r} is none of {accepted(schemes)}")
     return value
+
+
+def accepted(schemes: tuple[str, ...]) -> str:
+    """What a message offers."""
+    return ", ".join(SOURCES[one][0] for one in schemes)
 
 
 def resources(value: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:

@@ -40,6 +40,15 @@ class Scaling(_Part):
     last_change: str = Field(default="", description="When a size was last changed, RFC 3339.")
 
 
+class Download(_Part):
+    """A model on its way; absent while none is."""
+
+    pods: int = Field(default=0, description="Pods that fetch the model.")
+    percent: int = Field(default=0, description="How far the last of them is, 0 to 100, in steps of 5.")
+    done_bytes: int = Field(default=0, description="Bytes that it has, rounded down.")
+    total_bytes: int = Field(default=0, description="Bytes of the model; 0: not known yet.")
+
+
 class RolloutProgress(_Part):
     target: str = Field(default="", description="Revision that grows.")
     ready: int = Field(default=0, description="Its greatest number of ready workers so far.")
@@ -74,5 +83,6 @@ class Status(_Part):
     slo: tuple[SloAttained, ...] = Field(default=(), description="Attainment by class.")
     scaling: Scaling = Field(default=Scaling(), description="The autoscaler's last word.")
     rollout: RolloutProgress = Field(default=RolloutProgress(), description="How far the running rollout has come.")
+    download: Download | None = Field(default=None, description="How far the model has been fetched.")
     columns: Columns = Field(default=Columns(), description="Columns of kubectl get llm.")
     conditions: tuple[Condition, ...] = Field(default=(), description="Ready, Progressing, Degraded, SLOMet, Autoscaling.")

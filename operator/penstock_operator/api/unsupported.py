@@ -71,11 +71,11 @@ def _everywhere(spec: Spec) -> Iterator[tuple[str, str]]:
 
 
 def _local(spec: Spec) -> Iterator[tuple[str, str]]:
-    scheme = spec.model.source.partition("://")[0]
-    if scheme in ("s3", "pvc"):
-        yield "model.source", f"{scheme}:// is not built yet; give hf://, file:// or penstock://tiny"
+    if spec.model.source.startswith("pvc://"):
+        yield "model.source", "pvc:// is Kubernetes'; on one machine give hf://, s3://, file:// or penstock://tiny"
     if spec.model.secret_ref is not None:
-        yield "model.secretRef", "Secrets are Kubernetes'; locally set HF_TOKEN in the environment"
+        told = "set HF_TOKEN, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in the environment"
+        yield "model.secretRef", f"Secrets are Kubernetes'; locally {told}"
     if spec.engine.device == "gpu":
         yield "engine.device", "gpu is not built for `penstock up` yet; give cpu"
     for position, variable in enumerate(spec.engine.env):
@@ -93,8 +93,9 @@ def _local(spec: Spec) -> Iterator[tuple[str, str]]:
 
 
 def _cluster(spec: Spec) -> Iterator[tuple[str, str]]:
-    if spec.model.source.startswith("s3://"):
-        yield "model.source", "s3:// is not built yet; give hf://, pvc://, file:// or penstock://tiny"
+    scheme = spec.model.source.partition("://")[0]
+    if spec.model.secret_ref is not None and scheme not in ("hf", "s3"):
+        yield "model.secretRef", f"{scheme}:// needs no credentials, so that nothing would read the Secret; remove it"
     for name, pool in spec.topology.pools.items():
         tensor, pipeline = pool.parallelism.tensor, pool.parallelism.pipeline
         if tensor * pipeline > 1 and spec.engine.device == "cpu":

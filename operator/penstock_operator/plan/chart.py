@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from penstock_operator.api import crd
 from penstock_operator.api.scalars import LabelValue, Name, Quantity
+from penstock_operator.plan import dashboards
 from penstock_operator.plan.permissions import CLUSTER, NAMESPACED, OWN
 from penstock_operator.plan.settings import OperatorSettings, Part, PullPolicy
 
@@ -116,11 +117,13 @@ def files() -> dict[str, str]:
         "values.schema.json": schema_text(),
         "templates/_rules.tpl": rules_text(),
         "files/llmservices.yaml": crd.text(),
+        **dashboards.files(),
     }
 
 
 def write(chart: Path) -> None:
     for path, text in files().items():
+        (chart / path).parent.mkdir(parents=True, exist_ok=True)
         (chart / path).write_text(text)
 
 

@@ -12,7 +12,7 @@ from penstock_operator.api import LLMService, Spec
 from penstock_operator.api.engine_args import python_name
 from penstock_operator.api.llmservice import Pool
 from penstock_operator.api.rules import GPU_RESOURCE
-from penstock_operator.plan import pods
+from penstock_operator.plan import models, pods
 from penstock_operator.plan.names import (
     POOL_LABEL,
     REPORTS_PORT,
@@ -36,6 +36,16 @@ _NEVER_S = 7 * 24 * 3600  # KubeRay's own judgement of health must not replace a
 # The head may be away while it is placed anew and opens its state again.
 _HEAD_AWAY_S = 600
 _PRESTOP = "penstock_workers.pool.prestop"
+# Ten times a second by default: 5 % of a core for ever.
+_OF_HEADS = {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5"}
+_OF_WORKERS = {
+    # Workers' own logs are the pod's, not files that go with it.
+    "RAY_LOG_TO_STDERR": "1",
+    # On a node whose cores are taken a process may need longer than Ray's 60 s to register.
+    "RAY_worker_register_timeout_seconds": "180",
+}
+# Nothing listens on `serve`, but KubeRay gives a RayService up as an error whose head does not name that port.
+_HEAD_PORTS = {"gcs": 6379, "dashboard": 8265, "client": 10001, "serve": 8000}
 
 
 def freeze(service: LLMService, identity: Identity, settings: OperatorSettings, storage_class: bool) -> Record:
@@ -188,7 +198,8 @@ def _head(
     identity: Identity, image: str, settings: OperatorSettings, labels: dict[str, str], grace: int, durable: bool
 ) -> dict[str, Any]:
     volumes, mounts = pods.scratch(pods.TMP, pods.HOME)
-    environment = _ray_environment()
+    # Ray drains nothing on its head, it only waits: the hook has waited for what matters.
+    environment = _ray_environment(RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0", **_OF_HEADS)
     if durable:
         claim = identity.storage(labels["serving.penstock.dev/revision"])
         environment += pods.environment(RAY_gcs_storage="rocksdb", RAY_gcs_storage_path=f"{_GCS}/db")
@@ -200,7 +211,7 @@ def _head(
         settings,
         env=environment,
         resources=settings.model_dump(mode="json")["head_resources"],
-        ports=[{"name": n, "containerPort": p} for n, p in (("gcs", 6379), ("dashboard", 8265), ("client", 10001))],
+        ports=[{"name": name, "containerPort": port} for name, port in _HEAD_PORTS.items()],
         volumeMounts=mounts,
         # Workers cannot leave a cluster whose head is gone in time: the head goes last.
         lifecycle={"preStop": {"exec": {"command": ["python", "-m", _PRESTOP, "head", "--timeout", str(grace)]}}},
@@ -209,7 +220,14 @@ def _head(
         "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0", "object-store-memory": str(_OBJECT_STORE_BYTES)},
         "template": {
             "metadata": {"labels": labels},
-            "spec": pods.pod(settings, terminationGracePeriodSeconds=grace + _GRACE_MARGIN_S, containers=[head], volumes=volumes),
+            "spec": pods.pod(
+                settings,
+                # As the first process of its container, the autoscaler would ignore SIGTERM until the grace is over.
+                shareProcessNamespace=True,
+                terminationGracePeriodSeconds=grace + _GRACE_MARGIN_S,
+                containers=[head],
+                volumes=volumes,
+            ),
         },
     }
 
@@ -226,18 +244,23 @@ def _group(
         **({"num-gpus": str(gpus)} if gpus else {}),
     }
     volumes, mounts = _volumes(spec)
+    worker = _worker(spec, pool, image, settings, gpus, mounts, durable)
+    fetchers = models.fetchers(spec, image, settings, worker["env"], mounts)
     template = pods.pod(
         settings,
         serviceAccountName=labels["serving.penstock.dev/service"] + "-engine",
         automountServiceAccountToken=False,
         terminationGracePeriodSeconds=grace_s(spec),
-        containers=[_worker(spec, pool, image, settings, gpus, mounts, durable)],
+        containers=[worker],
+        **({"initContainers": fetchers} if fetchers else {}),
         volumes=volumes,
         **({"nodeSelector": dict(pool.node_selector)} if pool.node_selector else {}),
         **({"tolerations": [_toleration(one) for one in pool.tolerations]} if pool.tolerations else {}),
     )
     return {
         "groupName": name,
+        # KubeRay's own default; without it the group, which is owned whole, would differ from what was asked for.
+        "numOfHosts": 1,
         "replicas": 0,
         "minReplicas": 0,
         "maxReplicas": _MOST_PODS,
@@ -271,16 +294,14 @@ def _worker(
     spec: Spec, pool: Pool, image: str, settings: OperatorSettings, gpus: int, mounts: list[dict[str, Any]], durable: bool
 ) -> dict[str, Any]:
     environment = [
-        *_ray_environment(RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=str(drain_s(spec) + _STOP_MARGIN_S)),
+        *_ray_environment(RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=str(drain_s(spec) + _STOP_MARGIN_S), **_OF_WORKERS),
         pods.from_field("PENSTOCK_HOST", "status.podIP"),
     ]
     if durable:
         environment += pods.environment(
             RAY_gcs_rpc_server_reconnect_timeout_s=str(_HEAD_AWAY_S), RAY_gcs_server_port_wait_time_s="120"
         )
-    if spec.model.secret_ref is not None:
-        key = {"name": spec.model.secret_ref.name, "key": "token"}
-        environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": key}})
+    environment += models.credentials(spec)
     environment += [one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in spec.engine.env]
     return pods.container(
         "ray-worker",
@@ -288,7 +309,10 @@ def _worker(
         settings,
         env=environment,
         resources=_resources(pool, gpus),
-        ports=[{"name": "worker", "containerPort": WORKER_PORT}, {"name": "metrics", "containerPort": WORKER_METRICS_PORT}],
+        ports=[
+            {"name": name, "containerPort": port, "protocol": "TCP"}
+            for name, port in (("worker", WORKER_PORT), ("metrics", WORKER_METRICS_PORT))
+        ],
         volumeMounts=mounts,
         # Ready is what serves: KubeRay's own probe asks for a Serve proxy, of which there is none.
         readinessProbe={"tcpSocket": {"port": WORKER_PORT}, "periodSeconds": 1, "failureThreshold": 3},

@@ -27,6 +27,32 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
+class Download:
+    """A pod that fetches its model. `total_bytes` is 0 where nothing is known."""
+
+    done_bytes: int = 0
+    total_bytes: int = 0
+    waiting: bool = False  # another pod fetches it into the same volume
+
+
+@dataclass(frozen=True, slots=True)
+class Attained:
+    """The share of requests of a class that met an objective, ttft or tpot."""
+
+    service_class: str
+    objective: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attainment:
+    """What Prometheus said. `fault` is why it said nothing."""
+
+    shares: tuple[Attained, ...] = ()
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSeen:
     """One pool of one revision. `ready` never counts more replicas than were asked for."""
 
@@ -44,6 +70,7 @@ class RevisionSeen:
     deleting: bool = False  # its RayService or its record is going away
     troubles: tuple[Trouble, ...] = ()
     created: str = ""  # RFC 3339
+    hints: tuple[str, ...] = ()  # what pods wait for that may pass by itself, such as a node
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +99,8 @@ class Observed:
     cluster: Cluster = Cluster()
     # Every child, by (apiVersion, kind, name): what is no longer wanted is deleted.
     children: frozenset[tuple[str, str, str]] = frozenset()
+    downloads: tuple[Download, ...] = ()
+    attainment: Attainment | None = None  # None: no Prometheus is configured
 
     def revision(self, name: str) -> RevisionSeen | None:
         return next((one for one in self.revisions if one.hash == name), None)

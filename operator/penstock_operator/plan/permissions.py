@@ -31,7 +31,7 @@ CHILDREN: tuple[Child, ...] = (
     Child("v1", "ConfigMap", "configmaps"),
     Child("v1", "Service", "services"),
     Child("v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
-    Child("v1", "Pod", "pods", verbs=("list", "watch"), pruned=False, watched=True),
+    Child("v1", "Pod", "pods", verbs=("get", "list", "watch"), pruned=False, watched=True),
     Child("apps/v1", "Deployment", "deployments", verbs=(*_OWN, "watch"), watched=True),
     Child("apps/v1", "ControllerRevision", "controllerrevisions"),
     Child("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
@@ -55,6 +55,7 @@ NAMESPACED: tuple[Rule, ...] = (
     Rule("serving.penstock.dev", ("llmservices",), ("get", "list", "watch")),
     Rule("serving.penstock.dev", ("llmservices/status",), ("patch",)),
     *(Rule(child.group, (child.plural,), child.verbs) for child in CHILDREN),
+    Rule("", ("pods/log",), ("get",)),  # how far a model's fetcher is
     Rule("", ("events",), ("create",)),
 )
 # In the operator's own namespace: leader election.

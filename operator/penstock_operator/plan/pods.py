@@ -49,7 +49,8 @@ def environment(**values: str) -> list[dict[str, Any]]:
 
 
 def from_field(name: str, path: str) -> dict[str, Any]:
-    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+    """With what the API server would fill in: inside of a field that is owned whole, a default looks like somebody's change."""
+    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
 
 
 def scratch(*paths: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -5,10 +5,13 @@ LLMService owns are counted; what others made beside them is left alone.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from penstock_operator.plan import looks, models
 from penstock_operator.plan.names import COMPONENT_LABEL, POOL_LABEL, REVISION_LABEL
 from penstock_operator.plan.observed import Cluster, Object, Observed, PoolSeen, Progress, RevisionSeen, RoutersSeen, Trouble
 from penstock_operator.plan.revision import Record
@@ -20,6 +23,7 @@ _STUCK = {
 }  # fmt: skip
 _FAILED_APPLICATION = {"DEPLOY_FAILED", "UNHEALTHY"}
 _MOST_MESSAGE = 400
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Refused|Unavailable|Exit|Interrupt)\b")
 
 
 def read(document: Object, children: Sequence[Object], cluster: Cluster) -> Observed:
@@ -29,14 +33,30 @@ def read(document: Object, children: Sequence[Object], cluster: Cluster) -> Obse
     pods = [one for one in children if one.get("kind") == "Pod"]
     records = {_label(one, REVISION_LABEL): one for one in owned if one.get("kind") == "ControllerRevision"}
     rays = {_label(one, REVISION_LABEL): one for one in owned if one.get("kind") == "RayService"}
-    made = [_revision(name, record, rays.get(name), pods) for name, record in records.items()]
+    model = _model(document, children)
+    made = [_revision(name, record, rays.get(name), pods, model) for name, record in records.items()]
     return Observed(
         revisions=tuple(sorted((one for one in made if one is not None), key=lambda one: (one.created, one.hash))),
         routers=_routers([one for one in owned if one.get("kind") == "Deployment"], pods),
         progress=_progress(document),
         cluster=cluster,
         children=frozenset((str(one.get("apiVersion")), str(one.get("kind")), str(_meta(one).get("name"))) for one in owned),
+        downloads=looks.downloads(children),
+        attainment=looks.attainment(children),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    source: str
+    secret: str  # with the credentials
+    going: frozenset[str]  # pods that fetch it, without a fault
+
+
+def _model(document: Object, children: Sequence[Object]) -> _Model:
+    model = (document.get("spec") or {}).get("model") or {}
+    secret = str((model.get("secretRef") or {}).get("name", ""))
+    return _Model(str(model.get("source", "")), secret, looks.known(children))
 
 
 def _meta(one: Object) -> Mapping[str, Any]:
@@ -51,7 +71,7 @@ def _owned(one: Object, uid: str) -> bool:
     return any(owner.get("uid") == uid for owner in _meta(one).get("ownerReferences") or ())
 
 
-def _revision(name: str, record: Object, ray: Object | None, pods: Iterable[Object]) -> RevisionSeen | None:
+def _revision(name: str, record: Object, ray: Object | None, pods: Iterable[Object], model: _Model) -> RevisionSeen | None:
     data = record.get("data")
     try:
         names = Record.of(data or {}).pools
@@ -66,8 +86,10 @@ def _revision(name: str, record: Object, ray: Object | None, pods: Iterable[Obje
         pools={pool: _pool(sizes.get(pool, 0), [pod for pod in mine if _label(pod, POOL_LABEL) == pool]) for pool in names},
         exists=ray is not None,
         deleting=bool(going),
-        troubles=(*_application_troubles(ray), *_pod_troubles(mine)),
+        # First why a model cannot be had: everything else follows from it.
+        troubles=(*_model_troubles(mine, model), *_application_troubles(ray), *_pod_troubles(mine)),
         created=str(_meta(record).get("creationTimestamp", "")),
+        hints=tuple(sorted({*_hints(mine), *_retries(ray)})),
     )
 
 
@@ -99,12 +121,48 @@ def _condition(one: Object, kind: str) -> bool:
 
 
 def _application_troubles(ray: Object | None) -> Iterable[Trouble]:
+    for name, one in _applications(ray):
+        if one.get("status") in _FAILED_APPLICATION:
+            told = _replicas_words(one) or one.get("message") or one.get("status")
+            yield Trouble("EngineFailed", _short(f"pool {name}: {told}"))
+
+
+def _retries(ray: Object | None) -> Iterable[str]:
+    """Workers that failed to start and that Serve starts again, many times over."""
+    for name, one in _applications(ray):
+        if one.get("status") not in _FAILED_APPLICATION and (words := _replicas_words(one)):
+            yield _short(f"pool {name}: a worker failed to start and is started again: {words}")
+
+
+def _applications(ray: Object | None) -> Iterable[tuple[str, Mapping[str, Any]]]:
     status = (ray or {}).get("status") or {}
     for part in ("activeServiceStatus", "pendingServiceStatus"):
-        applications = (status.get(part) or {}).get("applicationStatuses") or {}
-        for name, one in sorted(applications.items()):
-            if one.get("status") in _FAILED_APPLICATION:
-                yield Trouble("EngineFailed", _short(f"pool {name}: {one.get('message') or one.get('status')}"))
+        yield from sorted(((status.get(part) or {}).get("applicationStatuses") or {}).items())
+
+
+def _replicas_words(application: Mapping[str, Any]) -> str:
+    """What the last replica said that could not start: the last line of a traceback that names an exception."""
+    for _, one in sorted((application.get("serveDeploymentStatuses") or {}).items()):
+        message = str(one.get("message") or "")
+        if "failed to start" in message:
+            lines = [line.strip() for line in message.splitlines() if line.strip()]
+            named = [line for line in lines if _EXCEPTION.match(line)]
+            return (named or lines)[-1]
+    return ""
+
+
+def _model_troubles(pods: Iterable[Object], model: _Model) -> Iterable[Trouble]:
+    for pod in pods:
+        found = looks.fetch_trouble(pod, model.source, model.secret, models.secret_keys(model.source))
+        if found is not None and _meta(pod).get("name") not in model.going:
+            yield Trouble(found[0], _short(f"pod {_meta(pod).get('name')}: {found[1]}"))
+
+
+def _hints(pods: Iterable[Object]) -> Iterable[str]:
+    for pod in pods:
+        for one in (pod.get("status") or {}).get("conditions") or ():
+            if one.get("type") == "PodScheduled" and one.get("status") == "False":
+                yield _short(f"no node for a pod of pool {_label(pod, POOL_LABEL) or 'head'}: {one.get('message', '')}")
 
 
 def _pod_troubles(pods: Iterable[Object]) -> Iterable[Trouble]:
@@ -112,7 +170,8 @@ def _pod_troubles(pods: Iterable[Object]) -> Iterable[Trouble]:
         status = pod.get("status") or {}
         for one in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
             waiting = (one.get("state") or {}).get("waiting") or {}
-            if waiting.get("reason") in _STUCK:
+            told_better = one.get("name") == models.CONTAINER and waiting.get("reason") in looks.SAID_BY_FETCHERS
+            if waiting.get("reason") in _STUCK and not told_better:
                 told = f"pod {_meta(pod).get('name')}, container {one.get('name')}: {waiting.get('message') or waiting['reason']}"
                 yield Trouble(str(waiting["reason"]), _short(told))
 

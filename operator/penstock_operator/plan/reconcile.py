@@ -10,18 +10,23 @@ from typing import Any
 
 from penstock_operator.api import LLMService, judge, unsupported
 from penstock_operator.plan.desire import desire
+from penstock_operator.plan.events import Event, events
 from penstock_operator.plan.names import Identity
 from penstock_operator.plan.observed import Object, Observed, Trouble
 from penstock_operator.plan.permissions import CHILDREN
 from penstock_operator.plan.render import render
 from penstock_operator.plan.revision import revision_hash
-from penstock_operator.plan.rollout import Step
 from penstock_operator.plan.settings import OperatorSettings
 from penstock_operator.plan.status import Judgement, status
+
+__all__ = ["Event", "Plan", "Ref", "reconcile"]
 
 _PRUNED = {(child.api_version, child.kind) for child in CHILDREN if child.pruned}
 # RayServices first: a record or a volume that goes before its RayService would leave one that cannot be rendered.
 _PRUNE_ORDER = ("RayService", "Deployment")
+# Neither a log nor Prometheus tells of a change by itself.
+_DOWNLOAD_EVERY_S = 5.0
+_ATTAINMENT_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +37,6 @@ class Ref:
     kind: str
     name: str
     propagation: str = "Background"
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A Kubernetes Event to post on the LLMService."""
-
-    type: str  # Normal or Warning
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,31 +99,9 @@ def _plan(
     again_in_s: float | None,
 ) -> Plan:
     made = status(previous, identity, seen, verdict, now_s)
-    return Plan(objects, deletions, made, _events(previous, made, verdict.step), again_in_s)
+    return Plan(objects, deletions, made, events(previous, made, verdict.step), _sooner(again_in_s, seen))
 
 
-def _events(previous: Mapping[str, Any], made: Mapping[str, Any], step: Step | None) -> tuple[Event, ...]:
-    """What changed since the last status, where a person would want to know."""
-    was = {one.get("type"): (one.get("status"), one.get("reason")) for one in previous.get("conditions") or ()}
-    now = {one["type"]: one for one in made["conditions"]}
-
-    def turned(kind: str) -> bool:
-        return kind in now and was.get(kind) != (now[kind]["status"], now[kind]["reason"])
-
-    told: list[Event] = []
-    if turned("Accepted") and now["Accepted"]["status"] == "False":
-        sort = "Normal" if now["Accepted"]["reason"] == "Paused" else "Warning"
-        told.append(Event(sort, now["Accepted"]["reason"], now["Accepted"]["message"]))
-    updated = (made["revision"]["updated"], (previous.get("revision") or {}).get("updated", ""))
-    if step is not None and updated[0] != updated[1]:
-        told.append(
-            Event("Normal", "RolloutStarted", f"to revision {updated[0]}" + (f" from {updated[1]}" if updated[1] else ""))
-        )
-    if turned("Progressing") and step is not None:
-        if step.trouble is not None:
-            told.append(Event("Warning", step.trouble.reason, now["Progressing"]["message"]))
-        elif step.done:
-            told.append(Event("Normal", "RolloutComplete", f"revision {made['revision']['current']} serves"))
-    if turned("Durable") and now["Durable"]["status"] == "False":
-        told.append(Event("Warning", now["Durable"]["reason"], now["Durable"]["message"]))
-    return tuple(told)
+def _sooner(again_in_s: float | None, seen: Observed) -> float | None:
+    asked = [_DOWNLOAD_EVERY_S] * bool(seen.downloads) + [_ATTAINMENT_EVERY_S] * (seen.attainment is not None)
+    return min([*asked, *([again_in_s] if again_in_s is not None else [])], default=None)

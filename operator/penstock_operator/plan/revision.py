@@ -50,12 +50,16 @@ class Record:
     storage: Mapping[str, Any] | None
 
     def data(self) -> dict[str, Any]:
-        return {
-            "inputs": self.inputs,
-            "rayService": self.ray_service,
-            "serve": self.serve,
-            **({"storage": self.storage} if self.storage is not None else {}),
-        }
+        """As it is read back: a new revision is rendered as it will be ever after."""
+        made: dict[str, Any] = _as_kept(
+            {
+                "inputs": self.inputs,
+                "rayService": self.ray_service,
+                "serve": self.serve,
+                **({"storage": self.storage} if self.storage is not None else {}),
+            }
+        )
+        return made
 
     @staticmethod
     def of(data: Mapping[str, Any]) -> "Record":
@@ -68,3 +72,12 @@ class Record:
     @property
     def durable(self) -> bool:
         return self.storage is not None
+
+
+def _as_kept(value: Any) -> Any:
+    """The API server keeps 10.0 as 10, which is another text where a config is one."""
+    if isinstance(value, Mapping):
+        return {key: _as_kept(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_kept(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

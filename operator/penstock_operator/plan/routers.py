@@ -89,7 +89,11 @@ def _pod(spec: Spec, identity: Identity, settings: OperatorSettings) -> dict[str
             for name, port in (("grpc", GRPC_PORT), ("http", HTTP_PORT), ("reports", REPORTS_PORT))
         ],
         volumeMounts=mounts,
-        readinessProbe={"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 1, "failureThreshold": 2},
+        # A router that says no is unlisted in 2 s; one that is slow to answer, on a node whose cores are taken, still serves.
+        readinessProbe={
+            "httpGet": {"path": "/readyz", "port": "http"},
+            "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 2,
+        },
         livenessProbe={
             "httpGet": {"path": "/healthz", "port": "http"},
             "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 6,

@@ -40,6 +40,17 @@ class GcsStorage(Part):
     enabled: bool = Field(default=True, description="False keeps heads in memory: streams break when a head is lost.")
 
 
+class Prometheus(Part):
+    """Where the routers' figures are read."""
+
+    url: str = Field(
+        default="",
+        max_length=512,
+        pattern=r"^(https?://[^\s]+)?$",
+        description="Base URL of a Prometheus that scrapes the routers; empty: the condition SLOMet stays Unknown.",
+    )
+
+
 class OperatorSettings(Part):
     images: Images = Field(default=Images(), description="Images of what the operator makes.")
     gcs_storage: GcsStorage = Field(default=GcsStorage(), description="Volumes of Ray heads.")
@@ -68,6 +79,7 @@ class OperatorSettings(Part):
     run_as_user: int = Field(
         default=10001, ge=0, le=2**31 - 1, description="User of every container; 0 leaves it to the image and the cluster."
     )
+    prometheus: Prometheus = Field(default=Prometheus(), description="Where attainment is read.")
     fake_engine: bool = Field(default=False, description="Serve the deterministic fake engine, for tests of clusters.")
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from penstock_operator.api import LLMService
+from penstock_operator.plan import objectives
 from penstock_operator.plan.names import GRPC_PORT, HTTP_PORT, Identity
 from penstock_operator.plan.observed import Observed, Trouble
 from penstock_operator.plan.rollout import Step
@@ -42,9 +43,13 @@ def status(previous: Mapping[str, Any], identity: Identity, seen: Observed, verd
         "endpoint": {part: f"{identity.name}.{identity.namespace}.svc:{port}" for part, port in _PORTS.items()},
         "revision": _revision(previous, seen, verdict),
         "pools": pools,
-        "columns": {one["name"]: f"{one['ready']}/{one['desired']}" for one in pools},
+        "columns": {one["name"]: f"{one['ready']}/{one['desired']}" for one in pools} | objectives.column(seen.attainment),
         "conditions": _conditions(previous, found, verdict.generation, now_s),
     }
+    if seen.downloads:
+        made["download"] = objectives.download(seen.downloads)
+    if seen.attainment is not None and seen.attainment.shares:
+        made["slo"] = objectives.shares(seen.attainment)
     if verdict.service is not None:
         made["model"] = verdict.service.spec.model.served_name
     elif previous.get("model"):
@@ -98,10 +103,10 @@ def _judge(pools: Sequence[Mapping[str, Any]], seen: Observed, verdict: Judgemen
     made = {
         "Accepted": accepted,
         "Ready": _ready(pools, seen, verdict),
-        "Progressing": _progressing(verdict, accepted),
+        "Progressing": _progressing(seen, verdict, accepted),
         "Degraded": _degraded(pools, seen, verdict, accepted),
-        "SLOMet": _Found("Unknown", "NotMeasured", "attainment is not read from Prometheus yet"),
-        "Autoscaling": _Found("False", "Off", "autoscaling.mode is off"),
+        "SLOMet": _Found(*objectives.met(verdict.service, seen.attainment)),
+        "Autoscaling": _autoscaling(verdict),
     }
     if verdict.step is not None:
         told = "heads keep no state: a head that is lost takes the running answers of its revision with it; give the cluster a "
@@ -109,6 +114,13 @@ def _judge(pools: Sequence[Mapping[str, Any]], seen: Observed, verdict: Judgemen
             _Found("True", "Volume") if verdict.durable else _Found("False", "NoStorageClass", f"{told}default StorageClass")
         )
     return made
+
+
+def _autoscaling(verdict: Judgement) -> _Found:
+    mode = verdict.service.spec.autoscaling.mode if verdict.service is not None else "off"
+    if mode == "off":
+        return _Found("False", "Off", "autoscaling.mode is off: sizes are the spec's replicas")
+    return _Found("False", "NotBuilt", f"autoscaling.mode {mode} is not built yet: sizes stay as they are")
 
 
 def _ready(pools: Sequence[Mapping[str, Any]], seen: Observed, verdict: Judgement) -> _Found:
@@ -122,16 +134,23 @@ def _ready(pools: Sequence[Mapping[str, Any]], seen: Observed, verdict: Judgemen
             return _Found("False", "WorkersMissing", f"pool {one['name']}: {one['ready']} of {one['desired']} workers are ready")
     if not any(one["ready"] for one in pools):
         return _Found("False", "WorkersMissing", "no worker is ready")
-    return _Found("True", "Serving")
+    return _Found("True", "Serving", f"{seen.routers.ready} routers, " + ", ".join(f"{p['ready']} {p['name']}" for p in pools))
 
 
-def _progressing(verdict: Judgement, accepted: _Found) -> _Found:
+def _progressing(seen: Observed, verdict: Judgement, accepted: _Found) -> _Found:
     step = verdict.step
     if step is None:
         return _Found("False", accepted.reason, "the children stay as they are")
+    target = seen.revision(verdict.target)
+    hints = target.hints if target is not None else ()
     if step.trouble is not None:
-        return _Found("False", step.trouble.reason, f"revision {verdict.target}: {step.trouble.message}")
-    return _Found("False", "Complete") if step.done else _Found("True", "RollingOut", step.waiting)
+        told = "; ".join((f"revision {verdict.target}: {step.trouble.message}", *hints))
+        return _Found("False", step.trouble.reason, told)
+    if step.done:
+        return _Found("False", "Complete", f"revision {verdict.target} serves")
+    if seen.downloads:
+        return _Found("True", "FetchingModel", "; ".join((step.waiting, objectives.download_text(seen.downloads), *hints)))
+    return _Found("True", "RollingOut", "; ".join((step.waiting, *hints)))
 
 
 def _degraded(pools: Sequence[Mapping[str, Any]], seen: Observed, verdict: Judgement, accepted: _Found) -> _Found:
@@ -151,13 +170,15 @@ def _phase(found: Mapping[str, _Found], verdict: Judgement) -> str:
     if found["Degraded"].status == "True":
         return "Degraded"
     if found["Ready"].status != "True":
-        return "Starting"
+        return "Fetching" if found["Progressing"].reason == "FetchingModel" else "Starting"
     return "Updating" if found["Progressing"].status == "True" else "Ready"
 
 
 def _conditions(previous: Mapping[str, Any], found: Mapping[str, _Found], generation: int, now_s: float) -> list[dict[str, Any]]:
     before = {one.get("type"): one for one in previous.get("conditions") or ()}
     listed = []
+    # What is not judged now (Durable, while nothing is carried out) stays as it was.
+    kept = [dict(one) for kind, one in before.items() if kind not in found]
     for kind, one in found.items():
         old = before.get(kind) or {}
         since = old.get("lastTransitionTime") if old.get("status") == one.status else None
@@ -167,4 +188,4 @@ def _conditions(previous: Mapping[str, Any], found: Mapping[str, _Found], genera
                 "lastTransitionTime": since or stamp(now_s), "observedGeneration": generation,
             }
         )  # fmt: skip
-    return listed
+    return [*listed, *kept]

@@ -5,16 +5,19 @@ the Lease's margin, so that what a lost leader sent cannot arrive in the next le
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 
 from penstock_operator.shell.access import Access
-from penstock_operator.shell.ports import FIELD_MANAGER, Kind, Object, Refused, Unreachable
+from penstock_operator.shell.kinds import POD
+from penstock_operator.shell.ports import FIELD_MANAGER, Kind, Listing, Object, Refused, Unreachable
 
-_CHUNK = 500
+# A page is unpacked whole: a hundred RayServices take some 10 MB.
+_CHUNK = 100
+_BARE_CHUNK = 500
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _APPLY = "application/apply-patch+yaml"
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
@@ -42,25 +45,25 @@ class ApiServer:
                 return None
             raise
 
-    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> Sequence[Object]:
-        return await self._pages(kind, namespace, selector, "application/json")
+    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> Listing:
+        pages = [page async for page in self.pages(kind, namespace, selector)]
+        return Listing([item for page in pages for item in page.items], pages[0].version)
 
-    async def versions(self, kind: Kind, namespace: str | None, selector: str = "") -> Sequence[Object]:
-        return await self._pages(kind, namespace, selector, _METADATA)
-
-    async def _pages(self, kind: Kind, namespace: str | None, selector: str, accept: str) -> Sequence[Object]:
-        items: list[Object] = []
-        params = {"limit": str(_CHUNK), **({"labelSelector": selector} if selector else {})}
+    async def pages(self, kind: Kind, namespace: str | None, selector: str = "", *, bare: bool = False) -> AsyncIterator[Listing]:
+        accept = _METADATA if bare else "application/json"
+        params = {"limit": str(_BARE_CHUNK if bare else _CHUNK), **({"labelSelector": selector} if selector else {})}
+        version = ""
         while True:
             page = await self._ask("GET", _path(kind, namespace), params=params, accept=accept)
+            version = version or page["metadata"]["resourceVersion"]
             # The items of a list do not say what they are.
-            items += [
-                {"apiVersion": kind.api_version, "kind": kind.kind, **_metadata_only(item, accept)}
-                for item in page.get("items") or ()
-            ]
+            what = {"apiVersion": kind.api_version, "kind": kind.kind}
+            yield Listing(
+                [{**what, **({"metadata": item["metadata"]} if bare else item)} for item in page.get("items") or ()], version
+            )
             token = page["metadata"].get("continue")
             if not token:
-                return items
+                return
             params["continue"] = token
 
     async def apply(self, kind: Kind, body: Object, *, subresource: str = "") -> Object:
@@ -78,16 +81,21 @@ class ApiServer:
         path = _path(kind, meta["namespace"], meta["name"])
         return await self._ask("PUT", path, params={"fieldManager": FIELD_MANAGER}, body=body)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str, propagation: str) -> bool:
-        options = {"propagationPolicy": propagation, "preconditions": {"uid": uid}}
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str, version: str, propagation: str) -> bool:
+        options = {"propagationPolicy": propagation, "preconditions": {"uid": uid, "resourceVersion": version}}
         body = {"apiVersion": "v1", "kind": "DeleteOptions", **options}
         try:
             await self._ask("DELETE", _path(kind, namespace, name), body=body)
         except Refused as error:
-            if error.status in (404, 409):
+            if error.status == 404:
                 return False
             raise
         return True
+
+    async def log_line(self, namespace: str, pod: str, container: str) -> Object:
+        """The last line of a container's log, which is a JSON object."""
+        params = {"container": container, "tailLines": "1", "limitBytes": "4096"}
+        return await self._ask("GET", _path(POD, namespace, pod, "log"), params=params, accept="application/json, */*")
 
     async def served(self, api_version: str) -> frozenset[str]:
         prefix = "/apis/" if "/" in api_version else "/api/"
@@ -149,10 +157,6 @@ def _answer(method: str, path: str, status: int, text: bytes, retry_after: str) 
         message = str(answer.get("message", f"{method} {path}"))
         raise Refused(status, str(answer.get("reason", "Unknown")), message, seconds)
     return answer
-
-
-def _metadata_only(item: Object, accept: str) -> Object:
-    return {"metadata": item["metadata"]} if accept == _METADATA else item
 
 
 def _path(kind: Kind, namespace: str | None, name: str = "", subresource: str = "") -> str:

@@ -21,6 +21,9 @@ class Figures:
         self.reconcile = Histogram(
             "penstock_operator_reconcile_seconds", "One look at one LLMService.", ["outcome"], buckets=_SECONDS, registry=to
         )
+        self.cpu = Histogram(
+            "penstock_operator_reconcile_cpu_seconds", "Processor time of one look.", buckets=_SECONDS, registry=to
+        )
         self.writes = Counter("penstock_operator_writes", "Objects written or deleted.", ["kind"], registry=to)
         self.faults = Counter(
             "penstock_operator_faults", "Reconciles that ended early, by what the API server said.", ["reason"], registry=to

@@ -6,6 +6,7 @@ than a state in which half of them run.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -14,9 +15,11 @@ from penstock_operator.shell.access import Access
 from penstock_operator.shell.figures import Figures
 from penstock_operator.shell.health import Health
 from penstock_operator.shell.kinds import LLM_SERVICE
-from penstock_operator.shell.ports import SERVICE_LABEL, Api, ApiFault, Clock, Key, Kind, Object, Offered, Planner, Refused
+from penstock_operator.shell.metered import Metered
+from penstock_operator.shell.ports import Api, ApiFault, Clock, Id, Key, Kind, Offered, Planner, Refused
 from penstock_operator.shell.reconciler import LeaseLost, Reconciler
-from penstock_operator.shell.resync import Id, Known, Told
+from penstock_operator.shell.resync import Told
+from penstock_operator.shell.sight import Sight
 from penstock_operator.shell.work import Work
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,7 @@ class Term:
     access: Access
     planner: Planner
     reconciler: Reconciler
+    sight: Sight
     figures: Figures
     health: Health
     namespaces: Collection[str]
@@ -38,10 +42,10 @@ class Term:
     workers: int
     resync_s: float
     work: Work = field(default_factory=Work)
-    known: Known = field(default_factory=Known)
     told: Told = field(default_factory=Told)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _busy: dict[Key, float] = field(default_factory=dict)
+    _seen: asyncio.Event = field(default_factory=asyncio.Event)  # everything has been read once
     _first: set[Key] | None = None  # not yet looked at since the start
 
     async def run(self) -> None:
@@ -75,13 +79,18 @@ class Term:
     def _present(self, kinds: Collection[Kind]) -> list[Kind]:
         return [kind for kind in kinds if not kind.optional or kind.kind in self.reconciler.offered.kinds]
 
-    def _tell(self, name: Id, version: str, gone: bool, key: Key) -> None:
+    def _tell(self, name: Id, version: str, gone: bool, key: Key, packed: bytes) -> None:
         self.told.event(name, version, gone)
         self.health.silent = set(self.told.silent)
         self.figures.events.labels(name[0]).inc()
-        self.add(key, self.clock())
+        snapshot = self.sight.snapshot
+        # What is no news is the echo of a write of ours, or of a list.
+        for touched in snapshot.gone(name, version) if gone else snapshot.offer(name, version, key, packed):
+            self.add(touched, self.clock())
 
     async def _worker(self) -> None:
+        # A service of which half is known would get what it has a second time.
+        await self._seen.wait()
         while True:
             now = self.clock()
             key = self.work.take(now)
@@ -109,8 +118,9 @@ class Term:
     async def _one(self, key: Key) -> None:
         self._note()
         begun = self.clock()
+        metered = Metered(self.reconciler.reconcile(key), time.thread_time)
         try:
-            again_in_s = await self.reconciler.reconcile(key)
+            again_in_s = await metered
         except LeaseLost:
             raise
         except ApiFault as error:
@@ -124,6 +134,7 @@ class Term:
             self.figures.reconcile.labels("done").observe(self.clock() - begun)
             if self._first is not None:
                 self._first.discard(key)
+        self.figures.cpu.observe(metered.seconds)
         self._wake.set()
 
     def _failed(self, key: Key, reason: str, message: str, begun: float, at_least_s: float) -> None:
@@ -154,32 +165,19 @@ class Term:
 
     async def _look(self) -> None:
         await self._offers()
+        touched, versions = await self.sight.everything([LLM_SERVICE, *self.reconciler.kinds], self.namespaces)
         now = self.clock()
-        found: dict[Id, tuple[str, Key]] = {}
-        for kind in (LLM_SERVICE, *self._present(self.planner.kinds)):
-            selector = "" if kind == LLM_SERVICE else SERVICE_LABEL
-            for namespace in self.namespaces or (None,):
-                for item in await self.api.versions(kind, namespace, selector):
-                    self._note_version(found, kind, item)
-        changed = self.known.compare(found)
-        for key in changed:
+        for key in touched:
             self.add(key, now)
         if self._first is None:
-            self._first = set(changed)
+            self._first = set(touched)
+        self._seen.set()
         watched = {kind.kind for kind in (LLM_SERVICE, *self._present(self.planner.watched))}
-        seen = {name: version for name, (version, _) in found.items() if name[0] in watched}
-        for kind_name in self.told.look(seen, now):
+        for kind_name in self.told.look({name: version for name, version in versions.items() if name[0] in watched}, now):
             self.figures.missed.labels(kind_name).inc()
             log.error("the watch of %s owes events", kind_name)
         self.health.silent = set(self.told.silent)
         self._note()
-
-    @staticmethod
-    def _note_version(found: dict[Id, tuple[str, Key]], kind: Kind, item: Object) -> None:
-        meta = item["metadata"]
-        key = watch.service_of(kind, meta)
-        if key is not None:
-            found[kind.kind, meta["namespace"], meta["name"]] = (meta["resourceVersion"], key)
 
     async def _begin(self) -> None:
         """What the cluster offers decides what is watched and wanted: nothing starts before it is known."""

@@ -14,7 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from penstock_operator.plan.settings import OperatorSettings, load_settings
@@ -24,10 +24,12 @@ from penstock_operator.shell.figures import Figures
 from penstock_operator.shell.health import Health, serve
 from penstock_operator.shell.leader import Leader
 from penstock_operator.shell.lease import Timing
+from penstock_operator.shell.looker import Looker, Prometheus
 from penstock_operator.shell.loops import Term
 from penstock_operator.shell.ports import Planner
 from penstock_operator.shell.reconciler import LeaseLost, Reconciler
 from penstock_operator.shell.resync import GRACE_S, Told
+from penstock_operator.shell.sight import Sight
 from penstock_operator.shell.watch import WatchEnded, quiet_kopf
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Options:
     resync_s: float = 60.0
     grace_s: float = GRACE_S  # how long a watch may owe an event
     timing: Timing = field(default_factory=Timing)
+    prometheus_url: str = ""  # of the settings
 
 
 def uptime() -> float:
@@ -74,9 +77,13 @@ async def run(options: Options, access: Access, planner: Planner) -> int:
             apis[0], options.home, LEASE_NAME, me, timing, uptime, time.time, random.random,
             lambda at_s: setattr(health, "reached_at_s", at_s),
         )  # fmt: skip
-        reconciler = Reconciler(apis[1], planner, leader.may_write, figures, time.time, me)
+        sight = Sight(apis[1])
+        prometheus = Prometheus(options.prometheus_url)
+        stack.push_async_callback(prometheus.close)
+        looker = Looker(apis[1], prometheus)
+        reconciler = Reconciler(apis[1], planner, leader.may_write, figures, time.time, me, sight, looker)
         term = Term(
-            apis[1], access, planner, reconciler, figures, health, options.namespaces, uptime, random.random,
+            apis[1], access, planner, reconciler, sight, figures, health, options.namespaces, uptime, random.random,
             options.workers, options.resync_s, told=Told(options.grace_s),
         )  # fmt: skip
         return await _lead(leader, term, stop)
@@ -128,4 +135,4 @@ def main(options: Options, settings_file: Path | None, planner: Callable[[Operat
     except (ValueError, NoAccess) as error:
         log.error("%s", error)
         return 2
-    return asyncio.run(run(options, access, planner(settings)))
+    return asyncio.run(run(replace(options, prometheus_url=settings.prometheus.url), access, planner(settings)))

@@ -3,14 +3,16 @@
 Promise: values and Protocols only; the real client and the tests' fake pass one contract suite.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from penstock_operator.plan.looks import Look
 from penstock_operator.plan.names import FIELD_MANAGER, SERVICE_LABEL
 from penstock_operator.plan.reconcile import Plan
 
 Object = Mapping[str, Any]
+Id = tuple[str, str, str]  # kind, namespace, name
 
 __all__ = [
     "FIELD_MANAGER",
@@ -19,8 +21,10 @@ __all__ = [
     "ApiFault",
     "Clock",
     "Fence",
+    "Id",
     "Key",
     "Kind",
+    "Listing",
     "Object",
     "Offered",
     "Planner",
@@ -59,6 +63,14 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
+class Listing:
+    """What a list gave, or a page of it, and the version of the whole cluster that it shows."""
+
+    items: Sequence[Object]
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class Offered:
     """What the cluster has beyond the kinds that every cluster has."""
 
@@ -90,10 +102,10 @@ class Api(Protocol):
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None: ...
 
-    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> Sequence[Object]: ...
+    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> Listing: ...
 
-    async def versions(self, kind: Kind, namespace: str | None, selector: str = "") -> Sequence[Object]:
-        """As `list`, the metadata only."""
+    def pages(self, kind: Kind, namespace: str | None, selector: str = "", *, bare: bool = False) -> AsyncIterator[Listing]:
+        """As `list`, a part at a time, all of one version; bare: the metadata only."""
         ...
 
     async def apply(self, kind: Kind, body: Object, *, subresource: str = "") -> Object:
@@ -106,8 +118,8 @@ class Api(Protocol):
         """Refused with 409 if the object is no longer at the body's resourceVersion."""
         ...
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str, propagation: str) -> bool:
-        """False if there is nothing of that name, or something with another uid."""
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str, version: str, propagation: str) -> bool:
+        """False if there is nothing of that name; refused with 409 if it has another uid or has changed since `version`."""
         ...
 
     async def served(self, api_version: str) -> frozenset[str]:
@@ -130,6 +142,10 @@ class Planner(Protocol):
     @property
     def watched(self) -> tuple[Kind, ...]:
         """Those of `kinds` whose events wake a reconcile at once; the others are looked at by the resync."""
+        ...
+
+    def looks(self, document: Object, children: Sequence[Object]) -> Sequence[Look]:
+        """What a plan wants to know beyond objects; the answers are given to `plan` among the children."""
         ...
 
     def plan(self, document: Object, children: Sequence[Object], offered: Offered, now_s: float) -> Plan: ...

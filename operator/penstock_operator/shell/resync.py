@@ -1,33 +1,16 @@
-"""What a look at everything tells: which services to look at again, and whether the watches have fallen silent. Pure.
+"""Whether the watches have fallen silent, by what a look at everything shows. Pure.
 
-Promise: a change that no watch told is found here, deletions included; a change that the next look still finds untold after
-`grace_s` makes its watch count as silent, until that watch tells something again.
+Promise: a change that the next look still finds untold after `grace_s` makes its watch count as silent, until that watch tells
+something again.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from penstock_operator.shell.ports import Key
+from penstock_operator.shell.ports import Id
 
 # An event may be on its way while a list is read; a live watch delivers in well under this.
 GRACE_S = 20.0
-
-Id = tuple[str, str, str]  # kind, namespace, name
-Versions = Mapping[Id, tuple[str, Key]]  # resource version, and the service it belongs to
-
-
-@dataclass(slots=True)
-class Known:
-    """What was known of every object at the last look."""
-
-    versions: dict[Id, tuple[str, Key]] = field(default_factory=dict)
-
-    def compare(self, found: Versions) -> set[Key]:
-        """The services with an object that came, changed or went since the last look."""
-        changed = {key for name, (version, key) in found.items() if self.versions.get(name) != (version, key)}
-        changed |= {key for name, (version, key) in self.versions.items() if found.get(name) != (version, key)}
-        self.versions = dict(found)
-        return changed
 
 
 @dataclass(slots=True)

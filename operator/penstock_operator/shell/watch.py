@@ -1,6 +1,7 @@
 """Kopf as an alarm clock: it watches, and tells that something about a service has changed.
 
-Promise: no handler patches, no finalizer, no peering, no annotation, nothing awaited; Kopf runs on an event loop and a thread of
+Promise: no handler patches, no finalizer, no peering, no annotation, nothing awaited; what an event holds goes to the snapshot,
+which compares versions, so that an event may be late, twice or missing. Kopf runs on an event loop and a thread of
 its own, because when it ends it cancels every task of the loop it runs on. When it fails, `run` raises.
 """
 
@@ -14,12 +15,12 @@ from typing import Any
 import kopf
 
 from penstock_operator.shell.access import Access
-from penstock_operator.shell.kinds import LLM_SERVICE
-from penstock_operator.shell.ports import SERVICE_LABEL, Key, Kind
-from penstock_operator.shell.resync import Id
+from penstock_operator.shell.kinds import LLM_SERVICE, id_of, service_of
+from penstock_operator.shell.ports import SERVICE_LABEL, Id, Key, Kind
+from penstock_operator.shell.snapshot import pack
 
-# (object, its version, gone, service)
-Tell = Callable[[Id, str, bool, Key], None]
+# (object, its version, gone, service, what it is now)
+Tell = Callable[[Id, str, bool, Key, bytes], None]
 _LONGEST_PAUSE_S = 15.0
 
 
@@ -35,13 +36,6 @@ class _Backoffs:
         while True:
             yield pause * random.uniform(0.5, 1.0)
             pause = min(pause * 2, _LONGEST_PAUSE_S)
-
-
-def service_of(kind: Kind, metadata: Any) -> Key | None:
-    """The LLMService that an object belongs to."""
-    namespace = metadata.get("namespace", "")
-    name = metadata["name"] if kind == LLM_SERVICE else (metadata.get("labels") or {}).get(SERVICE_LABEL)
-    return Key(namespace, name) if name else None
 
 
 async def run(access: Access, kinds: Collection[Kind], namespaces: Collection[str], tell: Tell) -> None:
@@ -95,12 +89,15 @@ async def _operator(
 
 def _listen(registry: kopf.OperatorRegistry, kind: Kind, tell: Any) -> None:
     @kopf.on.event(group=kind.group, version=kind.version, plural=kind.plural, id=f"told-{kind.plural}", registry=registry)
-    async def told(body: Any, type: str | None, **_: Any) -> None:
-        meta = body["metadata"]
+    async def told(event: Any, **_: Any) -> None:
+        found = event["object"]
+        meta = found["metadata"]
         key = service_of(kind, meta)
         if key is not None:
-            name = (kind.kind, meta.get("namespace", ""), meta["name"])
-            tell(name, meta["resourceVersion"], type == "DELETED", key)
+            gone = event["type"] == "DELETED"
+            # Kopf's objects may leave out what kind they are.
+            packed = b"" if gone else pack({**found, "apiVersion": kind.api_version, "kind": kind.kind})
+            tell(id_of(kind, meta), meta["resourceVersion"], gone, key, packed)
 
 
 def _settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:

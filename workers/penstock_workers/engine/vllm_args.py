@@ -35,6 +35,8 @@ OWNED: Mapping[str, str] = {
     "scheduler_cls": "nothing",
     "data_parallel_size": "replicas",
     "stream_interval": "nothing: routers coalesce under backlog",
+    "tokens_only": "nothing: structured output needs the tokenizer",
+    "kv_offloading_size": "nothing: Penstock's own connector moves KV",
 }
 CPU_DEFAULTS: Mapping[str, Any] = {
     "block_size": 32,

@@ -11,6 +11,8 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
+from logging.handlers import MemoryHandler
 from typing import Any
 
 from penstock_workers.config import WorkerConfig
@@ -40,7 +42,8 @@ class Replica:
         unique = serve.get_replica_context().replica_id.unique_id
         # The pools' configuration is one; the address of its pod is each replica's own.
         host = os.environ.get("PENSTOCK_HOST", made.host)
-        self._worker = await start_replica(made.model_copy(update={"worker_id": f"{made.worker_id}-{unique}", "host": host}))
+        with serve_log_kept():
+            self._worker = await start_replica(made.model_copy(update={"worker_id": f"{made.worker_id}-{unique}", "host": host}))
         self._watch = asyncio.create_task(self._end_with_engine(), name="engine's death")
 
     async def check_health(self) -> None:
@@ -81,6 +84,22 @@ def _keep_serve_on_loopback() -> None:
         return add_port(server, address.replace("[::]", "127.0.0.1"))
 
     replica.add_port_to_grpc_server = add_loopback_port
+
+
+@contextlib.contextmanager
+def serve_log_kept() -> Iterator[None]:
+    """Serve's log handlers as they were: vLLM, when it is imported, configures logging anew, which closes every handler.
+
+    A Serve controller that comes back after the loss of its head asks each replica for the path of its log, and stops one that
+    fails to answer.
+    """
+    buffers = [one for one in logging.getLogger("ray.serve").handlers if isinstance(one, MemoryHandler)]
+    targets = [one.target for one in buffers]
+    try:
+        yield
+    finally:
+        for buffer, target in zip(buffers, targets, strict=True):
+            buffer.setTarget(target)
 
 
 async def start_replica(config: WorkerConfig) -> Worker:

@@ -4,12 +4,19 @@ Promise: vLLM is imported only where it is asked for.
 """
 
 import asyncio
+import logging
 import socket
 from pathlib import Path
 
 from penstock_workers.config import WorkerConfig
 from penstock_workers.engine.protocol import Engine
-from penstock_workers.engine.source import model_digest, resolve
+from penstock_workers.model.digest import model_digest
+from penstock_workers.model.progress import Progress
+from penstock_workers.model.source import resolve
+
+log = logging.getLogger(__name__)
+
+_TELL_EVERY_S = 10.0
 
 
 def _free_port(host: str) -> int:
@@ -21,7 +28,12 @@ def _free_port(host: str) -> int:
 
 def _find(config: WorkerConfig) -> tuple[Path, Path]:
     cache = Path(config.cache_dir).expanduser()
-    return cache, resolve(config.source, cache)
+    return cache, resolve(config.source, cache, _tell, every_s=_TELL_EVERY_S)
+
+
+def _tell(progress: Progress) -> None:
+    done, total = progress.done_bytes, progress.total_bytes
+    log.info("fetching the model", extra={"done_bytes": done, "total_bytes": total, "waiting": progress.waiting})
 
 
 async def make_engine(config: WorkerConfig) -> Engine:

@@ -2,6 +2,9 @@
 
 Promise: a worker's pod waits until its running answers have ended or moved; a head waits for the workers that are going, which
 cannot leave in order without it, and for no others. It ends within its time and never fails: the pod goes anyway.
+
+A head learns who is going from the API server. Where its own account is gone, so is the whole cluster, and Ray is asked instead
+which workers are still there.
 """
 
 import argparse
@@ -22,6 +25,8 @@ _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _LOOK_EVERY_S = 1.0
 _SETTLE_S = 3.0  # between the deletion of the first pod of a cluster and of the last
 _CALL_S = 5.0
+_DASHBOARD = "http://127.0.0.1:8265"
+_DISOWNED = (401, 403)
 
 
 def drain_worker(address: str, timeout_s: float) -> str:
@@ -68,16 +73,32 @@ def list_workers(server: str, cluster: str, account: Path) -> list[dict[str, Any
     return found
 
 
+def count_alive(dashboard: str, token: str) -> int:
+    """Ray's nodes beside the head."""
+    request = urllib.request.Request(f"{dashboard}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=_CALL_S) as answer:
+        nodes = json.load(answer)["data"]["result"]["result"]
+    return sum(one["state"] == "ALIVE" and not one["is_head_node"] for one in nodes)
+
+
+def going_workers(server: str, cluster: str, account: Path, dashboard: str) -> int:
+    try:
+        return count_going(list_workers(server, cluster, account))
+    except urllib.error.HTTPError as error:
+        if error.code not in _DISOWNED:
+            raise
+    return count_alive(dashboard, os.environ.get("RAY_AUTH_TOKEN", ""))
+
+
 def _head(timeout_s: float) -> str:
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     cluster = os.environ.get("RAY_CLUSTER_NAME", "")
 
-    def going() -> int:
-        return count_going(list_workers(server, cluster, _ACCOUNT))
-
     try:
-        return wait_for_workers(going, timeout_s, time.monotonic, time.sleep)
+        return wait_for_workers(
+            lambda: going_workers(server, cluster, _ACCOUNT, _DASHBOARD), timeout_s, time.monotonic, time.sleep
+        )
     except (OSError, ValueError, KeyError, urllib.error.URLError) as error:
         return f"not waited: {type(error).__name__}"
 

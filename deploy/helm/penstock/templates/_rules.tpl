@@ -59,6 +59,7 @@
   resources:
   - pods
   verbs:
+  - get
   - list
   - watch
 - apiGroups:
@@ -123,6 +124,12 @@
   - patch
   - delete
   - watch
+- apiGroups:
+  - ''
+  resources:
+  - pods/log
+  verbs:
+  - get
 - apiGroups:
   - ''
   resources:
