@@ -113,6 +113,15 @@ def test_workers_that_are_lost_and_come_back_are_told() -> None:
     assert here.events[-1] == ("Normal", "Ready") and here.condition("Ready")[0] == "True"
 
 
+def test_a_pool_that_grows_stays_ready_and_says_that_it_grows() -> None:
+    here = world()
+    here.settle()
+    here.change(crd_cases.manifest(("spec.topology.decode.replicas", 3))["spec"])
+    here.step()
+    assert here.condition("Ready") == ("True", "Serving") and "1 of 3 decode" in here.message("Ready")
+    assert here.condition("Progressing")[0] == "True" and here.document["status"]["phase"] == "Updating"
+
+
 def test_a_change_of_size_is_told() -> None:
     here = world()
     here.settle()

@@ -102,7 +102,7 @@ def _judge(pools: Sequence[Mapping[str, Any]], seen: Observed, verdict: Judgemen
     accepted = _Found("False", verdict.refusal.reason, verdict.refusal.message) if verdict.refusal else _Found("True", "Accepted")
     made = {
         "Accepted": accepted,
-        "Ready": _ready(pools, seen, verdict),
+        "Ready": _ready(pools, seen),
         "Progressing": _progressing(seen, verdict, accepted),
         "Degraded": _degraded(pools, seen, verdict, accepted),
         "SLOMet": _Found(*objectives.met(verdict.service, seen.attainment)),
@@ -123,18 +123,21 @@ def _autoscaling(verdict: Judgement) -> _Found:
     return _Found("False", "NotBuilt", f"autoscaling.mode {mode} is not built yet: sizes stay as they are")
 
 
-def _ready(pools: Sequence[Mapping[str, Any]], seen: Observed, verdict: Judgement) -> _Found:
+def _ready(pools: Sequence[Mapping[str, Any]], seen: Observed) -> _Found:
     if seen.routers.ready < 1:
         reason = seen.routers.troubles[0] if seen.routers.troubles else Trouble("NoRouter", "no router is ready")
         return _Found("False", reason.reason, reason.message)
-    unavailable = verdict.service.spec.rollout.max_unavailable if verdict.service is not None else 0
+    # A pool that grows, or has lost some, still serves: how many there should be is told by the columns and by Progressing.
     for one in pools:
-        least = max(min(1, one["desired"]), one["desired"] - unavailable)
-        if one["ready"] < least:
-            return _Found("False", "WorkersMissing", f"pool {one['name']}: {one['ready']} of {one['desired']} workers are ready")
+        if one["desired"] and not one["ready"]:
+            return _Found("False", "WorkersMissing", f"pool {one['name']}: 0 of {one['desired']} workers are ready")
     if not any(one["ready"] for one in pools):
         return _Found("False", "WorkersMissing", "no worker is ready")
-    return _Found("True", "Serving", f"{seen.routers.ready} routers, " + ", ".join(f"{p['ready']} {p['name']}" for p in pools))
+    return _Found(
+        "True",
+        "Serving",
+        f"{seen.routers.ready} routers, " + ", ".join(f"{p['ready']} of {p['desired']} {p['name']}" for p in pools),
+    )
 
 
 def _progressing(seen: Observed, verdict: Judgement, accepted: _Found) -> _Found:

@@ -120,7 +120,7 @@ def _tell_why(work: "asyncio.Task[None]") -> None:
     error = None if work.cancelled() else work.exception()
     group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error] if error else [LeaseLost()])
     if group.subgroup(LeaseLost):
-        log.error("the Lease is lost: another replica writes now")
+        log.error("the Lease is lost: it was not renewed in time, or another replica took it")
     elif ended := group.subgroup(WatchEnded):
         log.error("the watch has ended: %s", ended.exceptions[0])
     else:
