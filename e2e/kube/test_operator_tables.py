@@ -39,11 +39,11 @@ MONITORS = {
 }  # fmt: skip
 
 
-def until(what, seconds=240.0):
-    """Polls; the bound is for a machine that hangs, not for a slow one."""
+def until(what, seconds=240.0, told=lambda: ""):
+    """Polls; the bound is for a machine that hangs, not for a slow one. `told` is asked where it never came."""
     end = time.monotonic() + seconds
     while not (found := what()):
-        assert time.monotonic() < end, f"never: {what}"
+        assert time.monotonic() < end, f"never: {what}: {told()}"
         time.sleep(0.1)
     return found
 
@@ -85,7 +85,10 @@ class World:
         return all(now.get(kind) == pair for kind, pair in wanted.items())
 
     def ready(self):
-        return until(lambda: self.says(Ready=("True", "Serving"), Progressing=("False", "Complete")) and self.service())
+        def complete():
+            return self.says(Ready=("True", "Serving"), Progressing=("False", "Complete")) and self.service()
+
+        return until(complete, told=lambda: (self.service(), [one.said()[-2000:] for one in self.operators.born]))
 
     def at(self, root, plural, name):
         return f"/{root}/namespaces/{self.namespace}/{plural}/{name}"

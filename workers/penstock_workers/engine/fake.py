@@ -157,7 +157,8 @@ class FakeEngine:
 
     def inject_death(self, reason: str = "killed by a test") -> None:
         self._stop(reason)
-        self._sink.on_dead(reason)
+        if hasattr(self, "_sink"):  # one that dies before its start has nobody to tell
+            self._sink.on_dead(reason)
 
     def inject_hang(self) -> None:
         """Steps stop; the engine says nothing more. `resume` ends it."""
