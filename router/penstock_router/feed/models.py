@@ -184,13 +184,16 @@ class Models:
         self._texts = {
             key: loading
             for key, loading in self._texts.items()
-            if key in wanted or not loading.done() or (not loading_failed(loading) and id(loading.result()) in served)
+            if key in wanted or not loading.done() or id(_loaded(loading)) in served
         }
 
     def cached_bytes(self) -> int:
         """Of tokenized text that is kept for reuse."""
-        loaded = (loading for loading in self._texts.values() if loading.done() and not loading_failed(loading))
-        return sum(loading.result().cached_bytes for loading in loaded)
+        return sum(text.cached_bytes for text in map(_loaded, self._texts.values()) if text is not None)
+
+
+def _loaded(loading: "asyncio.Future[Text]") -> Text | None:
+    return loading.result() if loading.done() and not loading_failed(loading) else None
 
 
 def loading_failed(loading: "asyncio.Future[Text] | None") -> bool:

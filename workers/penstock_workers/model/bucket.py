@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from penstock_workers.model.again import again, last_fetched
 from penstock_workers.model.digest import is_read
 from penstock_workers.model.lock import only_one, unusable
 from penstock_workers.model.progress import Progress, Say, size_of, watched
@@ -53,11 +54,7 @@ class Fetcher:
         try:
             wanted = self._again(self._listed)
         except SourceUnavailable as error:
-            kept = self._kept()
-            if kept is None:
-                raise
-            log.warning("serving the model as it was last fetched: %s", error)
-            return kept
+            return last_fetched(self._kept(), error)
         folder = self.home / _version(wanted)
         if folder.is_dir():
             return folder
@@ -163,18 +160,7 @@ class Fetcher:
         raise SourceUnavailable(self.bucket.source, told, "ModelCorrupt")
 
     def _again(self, attempt: Callable[[], T], gained: Callable[[], int] = lambda: 0) -> T:
-        failures, had = 0, gained()
-        while True:
-            try:
-                return attempt()
-            except SourceUnavailable as error:
-                have = gained()
-                failures, had = (1 if have > had else failures + 1), max(have, had)
-                wait = self.retry.wait_s(failures, self.u(), error.retry_after_s)
-                if wait is None or self.over.is_set():
-                    raise
-                log.warning("%s; again in %.1f s", error, wait)
-                self.sleep(wait)
+        return again(attempt, self.retry, self.sleep, self.u, gained, self.over.is_set)
 
 
 def fetch(source: str, cache_dir: Path, settings: Settings, say: Say, retry: Retry, every_s: float) -> Path:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from penstock_workers.model.again import again, asked_s, last_fetched
 from penstock_workers.model.digest import READ_BY_ENGINES, file_digest, is_read
 from penstock_workers.model.lock import only_one, unusable
 from penstock_workers.model.progress import Progress, Say, size_of, watched
@@ -59,11 +60,7 @@ class Fetcher:
         try:
             commit, files = self._again(self._listed)
         except SourceUnavailable as error:
-            kept = self._kept()
-            if kept is None:
-                raise
-            log.warning("serving the model as it was last fetched: %s", error)
-            return kept
+            return last_fetched(self._kept(), error)
         there = self._whole(commit, files)
         if there is None:
             there = self._filled(commit, files)
@@ -174,17 +171,7 @@ class Fetcher:
         return HfApi(endpoint=self._endpoint, token=self._token)
 
     def _again(self, attempt: Callable[[], T]) -> T:
-        failures = 0
-        while True:
-            try:
-                return attempt()
-            except SourceUnavailable as error:
-                failures += 1
-                wait = self.retry.wait_s(failures, self.u(), error.retry_after_s)
-                if wait is None:
-                    raise
-                log.warning("%s; again in %.1f s", error, wait)
-                self.sleep(wait)
+        return again(attempt, self.retry, self.sleep, self.u)
 
     @property
     def _cache(self) -> Path:
@@ -253,9 +240,8 @@ class _HubErrors:
             "httpcore2",
         )
         told = f"the hub answers {status}" if status else f"the hub cannot be reached: {type(error).__name__}"
-        asked = str(error.response.headers.get("Retry-After", "")) if isinstance(error, errors.HfHubHTTPError) else ""
-        wait = float(asked) if asked.isdigit() else None
-        return SourceUnavailable(source, told, retry_after_s=wait) if known else None
+        wait_s = asked_s(error.response.headers.get("Retry-After")) if isinstance(error, errors.HfHubHTTPError) else None
+        return SourceUnavailable(source, told, retry_after_s=wait_s) if known else None
 
 
 def fetch(source: str, cache_dir: Path, environ: Mapping[str, str], say: Say, retry: Retry, every_s: float) -> Path:

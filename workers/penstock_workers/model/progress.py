@@ -1,6 +1,6 @@
 """How far a model has come.
 
-Promise: bytes are what lies in the cache, whoever put it there; `text` is one line that `plan.fetching` of the operator reads.
+Promise: bytes are what lies in the cache, whoever put it there; `text` is one line that `plan.looks` of the operator reads.
 """
 
 import json

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 from penstock_workers.model import sigv4
+from penstock_workers.model.again import asked_s
 from penstock_workers.model.refused import SourceRefused, SourceUnavailable
 
 _TIMEOUT_S = 30.0
@@ -128,8 +129,7 @@ class Bucket:
             named = f"the bucket is in {region}: set AWS_REGION" if region else "set AWS_REGION or AWS_ENDPOINT_URL"
             return SourceRefused(self.source, f"{told}; {named}")
         if status in _AGAIN:
-            asked = headers.get("Retry-After") or ""
-            return SourceUnavailable(self.source, told, retry_after_s=float(asked) if asked.isdigit() else None)
+            return SourceUnavailable(self.source, told, retry_after_s=asked_s(headers.get("Retry-After")))
         if status == 412:
             return SourceUnavailable(self.source, f"{told}; an object was replaced while it was fetched", "ModelCorrupt")
         if status in _DENIED:
