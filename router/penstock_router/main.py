@@ -6,7 +6,6 @@ being ready, finishes open streams within the grace, ends the rest with UNAVAILA
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -112,8 +111,7 @@ class Router:
             await self._http.cleanup()
         if self._sweeper is not None:
             self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
+            await asyncio.wait((self._sweeper,))
         await self.reports.stop()
         for member in list(self.fleet.members.values()):
             self.fleet.forget(member)
@@ -160,10 +158,16 @@ class Router:
                 # It was this process that stood still: reports that came meanwhile are read before anybody is judged.
                 event(log, "the router itself stood still", logging.WARNING)
                 continue
-            self._leave_silent(now)
-            for member in self.fleet.sweep(now):
-                event(log, "worker forgotten", logging.WARNING, worker=member.name)
-            self.dispatcher.moves.tick(now)
+            try:
+                self._sweep_once(now)
+            except Exception:  # a defect costs one sweep; without any, the dead would be sent work for ever
+                log.exception("sweep failed")
+
+    def _sweep_once(self, now: float) -> None:
+        self._leave_silent(now)
+        for member in self.fleet.sweep(now):
+            event(log, "worker forgotten", logging.WARNING, worker=member.name)
+        self.dispatcher.moves.tick(now)
 
     def _leave_silent(self, now: float) -> None:
         """Where most workers fall silent at once, it is more likely the network, or this machine: they get as long again."""

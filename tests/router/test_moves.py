@@ -68,6 +68,23 @@ async def begun(running: Service, count: int = 1) -> list[Stream]:
     return streams
 
 
+async def test_a_defect_in_a_sweep_costs_one_sweep(
+    running: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    moves, swept = running.router.dispatcher.moves, []
+    tick = type(moves).tick
+
+    def fails_once(self: object, now: float) -> None:
+        swept.append(now)
+        if len(swept) == 1:
+            raise RuntimeError("a defect")
+        tick(moves, now)
+
+    monkeypatch.setattr(type(moves), "tick", fails_once)
+    await until(lambda: len(swept) > 1)
+    assert [r.message for r in caplog.records if r.exc_info] == ["sweep failed"]
+
+
 async def test_a_stream_whose_worker_dies_goes_on_elsewhere_with_what_the_client_has(running: Service) -> None:
     first = await running.add(FakeWorker("a", SLOW))
     streams = await begun(running, 4)

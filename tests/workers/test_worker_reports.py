@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from attach_client import attached, eventually, fake_worker, greedy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from penstock_proto.v1.fleet_pb2 import Resend, RoleAssignment, RouterNotice, We
 from penstock_workers.engine.fake import FakeEngine
 from penstock_workers.engine.protocol import KvOp
 from penstock_workers.pool.kv_feed import CHUNK_HASHES, KvFeed
-from penstock_workers.pool.reports import _BACKLOG_BYTES, Link
+from penstock_workers.pool.reports import _BACKLOG_BYTES, Link, Reports
 from penstock_workers.pool.worker import Worker
 
 
@@ -172,6 +173,42 @@ async def test_a_router_that_comes_back_is_joined_anew(worker_model_dir: Path) -
         await eventually(lambda: router.view.keys == cached(worker))
         assert cached(worker)
         await eventually(lambda: worker.reports.joined == 1)
+
+
+async def test_a_stop_is_heard_while_a_stream_is_ending(worker_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker and its routers often go together: what ends the stream must not swallow the worker's own end."""
+    write_all, ending = Link.write_all, asyncio.Event()
+
+    async def slow_to_end(self: Link, *args: Any) -> None:
+        try:
+            await write_all(self, *args)
+        finally:
+            ending.set()
+            await asyncio.sleep(0.1)
+
+    monkeypatch.setattr(Link, "write_all", slow_to_end)
+    async with routers("a") as made, fake_worker(worker_model_dir, routers=addresses(made)) as worker:
+        await eventually(lambda: made[0].views and made[0].view.snapshots)
+        await made[0].stop()
+        await ending.wait()
+        async with asyncio.timeout(10):
+            await worker.stop()
+
+
+async def test_a_defect_ends_one_stream_and_not_the_reports(
+    worker_model_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    greet, calls = Reports._greet, iter([True])
+
+    def fails_once(self: Reports, link: Link) -> None:
+        if next(calls, False):
+            raise RuntimeError("a defect")
+        greet(self, link)
+
+    monkeypatch.setattr(Reports, "_greet", fails_once)
+    async with routers("a") as made, fake_worker(worker_model_dir, routers=addresses(made)):
+        await eventually(lambda: made[0].views and made[0].view.snapshots)
+    assert [r.message for r in caplog.records if r.exc_info] == ["join failed"]
 
 
 async def test_load_is_reported_while_idle_and_names_the_legs_it_includes(worker_model_dir: Path) -> None:

@@ -5,7 +5,6 @@ leave in one write; while the worker is a member its stream is kept up, with a b
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -214,8 +213,7 @@ class Attachment:
             return await self._broken
         finally:
             prepare.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await prepare
+            await asyncio.wait((prepare,))  # unlike `await prepare` it lets this link's own cancellation through
 
     def close(self, reason: str) -> None:
         """The member is gone: its legs are lost now, the link ends."""
@@ -223,5 +221,4 @@ class Attachment:
         self._task.cancel()
 
     async def closed(self) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.wait((self._task,))

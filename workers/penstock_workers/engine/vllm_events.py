@@ -9,7 +9,6 @@ import asyncio
 import logging
 from array import array
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -84,8 +83,7 @@ class KvEventReader:
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait((self._task,))
         self._context.destroy(linger=0)
 
     async def _read(self, socket: Any) -> None:

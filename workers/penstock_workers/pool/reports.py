@@ -6,7 +6,6 @@ endless backlog.
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 import socket
@@ -240,6 +239,8 @@ class Reports:
                 await self._join(address)
             except grpc.aio.AioRpcError as error:
                 log.debug("join ended", extra={"router": address, "error": error.details()})
+            except Exception:  # a defect ends one stream; a worker that no router hears of would do nothing for ever
+                log.exception("join failed", extra={"router": address})
             if self._loop.time() - began > _LAST_BACKOFF_S:
                 backoff = _FIRST_BACKOFF_S
             await asyncio.sleep(backoff * random.uniform(0.7, 1.0))
@@ -264,9 +265,9 @@ class Reports:
             call.cancel()
             if writer is not None:
                 writer.cancel()
-                # What ended the stream is raised by read; the writer fails with it.
-                with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    await writer
+                # What ended the stream is raised by read; the writer fails with it. A gather, for a stop() in the meantime
+                # must not be taken for the writer's own end.
+                await asyncio.gather(writer, return_exceptions=True)
             await channel.close(None)
 
     def _greet(self, link: Link) -> None:
