@@ -72,11 +72,16 @@ lock: | $(UV) ## resolve both locks anew
 	@$(MAKE) --no-print-directory lock-gpu OUT=$(GPU)/requirements.lock
 
 .PHONY: kube
-kube: setup ## build the test cluster's programs into the cache (once, 12 to 25 minutes)
-	@PYTHONPATH=e2e $(BIN)/python -m kube.build || echo "make kube: tests that need a cluster will be skipped" >&2
+kube: ## build the test cluster's programs into the cache (once, 12 to 25 minutes)
+	@PYTHONPATH=e2e $(PYTHON) -m kube.build || echo "make kube: tests that need a cluster will be skipped" >&2
 
-test: check ## everything CI runs
+# The cluster's programs are built beside the checks, which leave a core idle, and before the tests that depend on time.
+test: setup ## everything CI runs: the checks, whole processes, and the operator on a real API server
+	@PYTHONPATH=e2e $(PYTHON) -m kube.build & building=$$!; \
+	  $(MAKE) --no-print-directory check || { kill $$building 2>/dev/null || true; wait; exit 1; }; \
+	  wait $$building || echo "make test: tests that need a cluster will be skipped" >&2
 	@$(BIN)/pytest -q -m "slow or engine or e2e" tests e2e --ignore e2e/kube
+	@$(BIN)/pytest -q -m "not pods" e2e/kube
 
 bench: setup ## the project's figures beside the peers', JSON in out/bench.json
 	@PYTHONPATH=bench:e2e $(BIN)/python bench/run.py
@@ -84,8 +89,9 @@ bench: setup ## the project's figures beside the peers', JSON in out/bench.json
 e2e: setup ## whole processes, in full; with a real API server and a real node where `make kube` was run
 	@PENSTOCK_FULL=1 $(BIN)/pytest -q e2e
 
-chaos: setup ## 22 kinds of faults against 8 fake workers and 2 routers; SEED= STREAMS= MINUTES=
+chaos: setup ## 22 kinds of faults against 8 fake workers and 2 routers, 300 against the operator; SEED= STREAMS= MINUTES= TRIALS=
 	@PYTHONPATH=e2e $(BIN)/python -m chaos.run --seed $(or $(SEED),0) --streams $(or $(STREAMS),10000) --minutes $(or $(MINUTES),12)
+	@PYTHONPATH=e2e $(BIN)/python -m kube.crash --seed $(or $(SEED),0) --trials $(or $(TRIALS),0)
 
 gpu: ## install and check the GPU environment on a machine with a GPU
 	@echo "make gpu: not built yet" >&2; exit 2

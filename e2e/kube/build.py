@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -138,11 +139,15 @@ def main(names: Sequence[str]) -> int:
     if unknown:
         print(f"kube: {', '.join(unknown)}: none of {', '.join(PROGRAMS)}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends the compiler with it
     try:
         ensure(names or tuple(PROGRAMS), lambda line: print(line, file=sys.stderr, flush=True))
     except Missing as error:
         print(f"kube: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("kube: interrupted; what was built stays", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -22,6 +22,7 @@ from kube.control import Cluster
 from kube.lives import PATIENCE_S, Say, manifest
 from kube.operators import Nursery, Operator, nursery
 from kube.stage import LLM, Asker, stage
+from kube.waiting import until
 
 SPACE = "fleet"
 _GOAL = 2000
@@ -92,12 +93,11 @@ class Watched:
         )
 
     def until(self, what: Callable[[], Any], seconds: float) -> Any:
-        end = time.monotonic() + seconds
-        while not (found := what()):
+        def found() -> Any:
             assert self.operator.alive(), self.operator.said()[-3000:]
-            assert time.monotonic() < end, self.operator.said()[-3000:]
-            time.sleep(0.2)
-        return found
+            return what()
+
+        return until(found, seconds, lambda: self.operator.said()[-3000:], 0.2)
 
     def end(self) -> None:
         self.operator.kill()

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,6 +19,7 @@ import yaml
 from kube.build import Say, ensure
 from kube.control import Cluster
 from kube.node import node
+from kube.waiting import until
 
 SPACE = "penstock"
 NAME = "tiny"
@@ -90,14 +90,12 @@ class World:
         return self.until(look, seconds)
 
     def until(self, look: Callable[[], Any], seconds: float = READY_S, every: float = 1.0) -> Any:
-        end = time.monotonic() + seconds
-        while not (found := look()):
-            if time.monotonic() > end:
-                kinds = "pods,llm,rayservices,rayclusters"
-                told = [self.cluster.kubectl("get", kinds, "-n", SPACE, "-o", "wide", check=False), self.trace()]
-                raise AssertionError("never came, after {:.0f} s:\n{}\n{}".format(seconds, *told))
-            time.sleep(every)
-        return found
+        return until(look, seconds, self.told, every)
+
+    def told(self) -> str:
+        """What there is, and the end of what the operators and the routers said."""
+        kinds = "pods,llm,rayservices,rayclusters"
+        return self.cluster.kubectl("get", kinds, "-n", SPACE, "-o", "wide", check=False) + self.trace()
 
     def trace(self) -> str:
         """The end of what the operators and the routers said."""

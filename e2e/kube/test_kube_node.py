@@ -1,10 +1,9 @@
 """The real node: pods run, are reached by name and through a Service, and know the API server."""
 
-import time
-
 import pytest
 from kube.asked import or_skip
 from kube.node import IMAGE, node
+from kube.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -15,14 +14,6 @@ WEB = "import http.server as h; h.ThreadingHTTPServer(('', 8080), h.SimpleHTTPRe
 def real(say):
     with or_skip(node, say, "node") as found:
         yield found
-
-
-def until(what, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.2)
-    return found
 
 
 def test_pods_serve_behind_a_service_as_nobody_in_particular(real):

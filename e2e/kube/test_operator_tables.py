@@ -15,6 +15,7 @@ from kube.faults import Fault, proxy
 from kube.lives import children, manifest
 from kube.operators import nursery
 from kube.stage import APPLY, LLM, Asker
+from kube.waiting import until
 
 from penstock_operator.plan.models import CONTAINER
 from penstock_operator.plan.names import SERVICE_LABEL
@@ -37,15 +38,6 @@ MONITORS = {
         ],
     },
 }  # fmt: skip
-
-
-def until(what, seconds=240.0, told=lambda: ""):
-    """Polls; the bound is for a machine that hangs, not for a slow one. `told` is asked where it never came."""
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, f"never: {what}: {told()}"
-        time.sleep(0.1)
-    return found
 
 
 class World:

@@ -16,6 +16,7 @@ from kube.asked import or_skip
 from kube.control import control_plane, kubeconfig
 from kube.faults import proxy
 from kube.processes import free_ports
+from kube.waiting import until
 
 from penstock_operator.api import default_text
 from penstock_operator.plan.permissions import CLUSTER, NAMESPACED, OWN
@@ -23,14 +24,6 @@ from penstock_operator.plan.permissions import CLUSTER, NAMESPACED, OWN
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy/helm/penstock"
-
-
-def until(what, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.1)
-    return found
 
 
 @pytest.fixture(scope="module")

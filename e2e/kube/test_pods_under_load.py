@@ -13,7 +13,7 @@ from kube.asked import or_skip
 from kube.node import kill_pod
 from kube.node_service import SERVICE, SPACE, installed, loaded, name, tally
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.pods]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from kube.asked import or_skip
 from kube.node_service import HOST, NAME, SPACE, installed, moment, since
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.pods]
 
 
 @pytest.fixture(scope="module")

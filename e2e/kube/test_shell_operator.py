@@ -8,22 +8,12 @@ import time
 import pytest
 from kube.faults import Fault
 from kube.standin import service
+from kube.waiting import until
 
 from penstock_operator.plan.names import FIELD_MANAGER
 
 pytestmark = pytest.mark.e2e
 QUICK = {"resync_s": 0.3, "timing": (6.0, 4.0, 0.3)}
-
-
-def until(what, seconds=30.0):
-    """Polls; the bound is for a machine that hangs, not for a slow one."""
-    end = time.monotonic() + seconds
-    while True:
-        found = what()
-        if found:
-            return found
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.05)
 
 
 @pytest.fixture

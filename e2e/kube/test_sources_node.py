@@ -3,10 +3,8 @@
 KubeRay is not here: the test makes one pod of the template that the operator gives it, with a worker that only waits.
 """
 
-import inspect
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +12,11 @@ import yaml
 from kube.asked import or_skip
 from kube.node import IMAGE, NODE_IP, node
 from kube.processes import Processes
+from kube.waiting import until
 
 from penstock_operator.plan.names import POOL_LABEL, REVISION_LABEL
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.pods]
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy/helm/penstock"
 HUB, S3 = 8088, 8089
@@ -110,14 +109,6 @@ class Service:
         """The message, once it has that reason."""
         conditions = self.status().get("conditions", ())
         return next((one["message"] for one in conditions if (one["type"], one["reason"]) == (kind, reason)), None)
-
-
-def until(what, seconds=120.0):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, f"never: {inspect.getsource(what).strip()}"
-        time.sleep(0.3)
-    return found
 
 
 @pytest.mark.parametrize("kind", ["hf", "s3"])
