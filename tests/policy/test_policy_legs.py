@@ -2,6 +2,7 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from leg_places import LEASE, MARGIN, WORKERS, placement
 
 from penstock_policy.legs.budget import FLOOR, RATIO, RetryBudget
 from penstock_policy.legs.machine import (
@@ -30,16 +31,6 @@ from penstock_policy.legs.machine import (
     progress,
     step,
 )
-from penstock_policy.pick.decision import Placement, Reason
-
-LEASE, MARGIN = 12.0, 1.0
-WORKERS = (1, 2, 3, 4)
-
-
-def placement(slot, prefill_slot=None, hold=10, prefill_hold=11):
-    kind = "colocated" if prefill_slot is None else "disaggregated"
-    held = 0 if prefill_slot is None else prefill_hold
-    return Placement(kind, slot, prefill_slot, 0.0, 0.0, Reason.ONLY, 1, hold, held)
 
 
 def run(events, max_tokens=16, leg_id=100):

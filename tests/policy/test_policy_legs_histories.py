@@ -5,6 +5,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from leg_places import MARGIN, WORKERS, placement
 
 from penstock_policy.legs.machine import (
     MAX_ATTEMPTS,
@@ -32,16 +33,6 @@ from penstock_policy.legs.machine import (
     progress,
     step,
 )
-from penstock_policy.pick.decision import Placement, Reason
-
-LEASE, MARGIN = 12.0, 1.0
-WORKERS = (1, 2, 3, 4)
-
-
-def placement(slot, prefill_slot=None, hold=10, prefill_hold=11):
-    kind = "colocated" if prefill_slot is None else "disaggregated"
-    held = 0 if prefill_slot is None else prefill_hold
-    return Placement(kind, slot, prefill_slot, 0.0, 0.0, Reason.ONLY, 1, hold, held)
 
 
 class World:

@@ -32,3 +32,13 @@ def worker_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|begin|>", "eos_token": "<|end|>"}))
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder with the files that engines read of a model; their content means nothing."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "chat_template.jinja"):
+        (folder / name).write_text(f"the content of {name}")
+    return folder

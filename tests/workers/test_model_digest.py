@@ -10,15 +10,6 @@ from penstock_workers.model import digest as subject
 from penstock_workers.model.digest import model_digest
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for name in ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "chat_template.jinja"):
-        (folder / name).write_text(f"the content of {name}")
-    return folder
-
-
 def test_a_digest_is_the_same_wherever_the_files_lie(model: Path, tmp_path: Path) -> None:
     other = tmp_path / "copy"
     other.mkdir()

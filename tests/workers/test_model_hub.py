@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from model_standins import FILES, Hub, served
+from model_standins import FILES, Hub, content, served
 
 from penstock_workers.model.hub import Fetcher
 from penstock_workers.model.progress import Progress, Say, silent
@@ -36,10 +36,6 @@ def refused(hub: Hub, cache: Path, source: str = SOURCE, token: str = "") -> Sou
         fetch(hub, cache, source=source, token=token)
     assert not token or token not in str(caught.value)
     return caught.value
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def test_what_engines_read_lies_in_the_cache_and_nothing_else(hub: Hub, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from model_standins import FILES, S3, served
+from model_standins import FILES, S3, content, served
 
 from penstock_workers.model.progress import Progress, Say, silent
 from penstock_workers.model.refused import SourceRefused, SourceUnavailable
@@ -34,10 +34,6 @@ def refused(s3: S3, cache: Path, source: str = SOURCE, **more: str) -> SourceRef
         fetch(s3, cache, source=source, **more)
     assert "the secret" not in str(caught.value)
     return caught.value
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def test_what_engines_read_lies_in_the_cache_and_nothing_else(s3: S3, tmp_path: Path) -> None:

@@ -10,15 +10,6 @@ from penstock_workers.model.source import resolve
 from penstock_workers.tiny import MODEL_DIR
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for name in ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "chat_template.jinja"):
-        (folder / name).write_text(f"the content of {name}")
-    return folder
-
-
 def refusal(source: str, cache_dir: Path) -> SourceRefused:
     with pytest.raises(SourceRefused) as caught:
         resolve(source, cache_dir)
