@@ -80,8 +80,8 @@ test: setup ## everything CI runs: the checks, whole processes, and the operator
 	@PYTHONPATH=e2e $(PYTHON) -m kube.build & building=$$!; \
 	  $(MAKE) --no-print-directory check || { kill $$building 2>/dev/null || true; wait; exit 1; }; \
 	  wait $$building || echo "make test: tests that need a cluster will be skipped" >&2
-	@$(BIN)/pytest -q -m "slow or engine or e2e" tests e2e --ignore e2e/kube
-	@$(BIN)/pytest -q -m "not pods" e2e/kube
+	@$(BIN)/pytest -q --durations 15 -m "slow or engine or e2e" tests e2e --ignore e2e/kube
+	@$(BIN)/pytest -q --durations 10 -m "not pods" e2e/kube
 
 bench: setup ## the project's figures beside the peers', JSON in out/bench.json
 	@PYTHONPATH=bench:e2e $(BIN)/python bench/run.py
