@@ -48,7 +48,7 @@ check: setup ## format, lint, types, import contracts, drift, fast tests
 	@$(BIN)/mypy operator/penstock_operator operator/penstock_cli router/penstock_policy router/penstock_router router/penstock_client workers/penstock_workers
 	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 	@$(MAKE) --no-print-directory lock-check
-	@$(BIN)/pytest -q -m "not slow and not engine and not e2e"
+	@$(BIN)/pytest -q --hypothesis-profile ci -m "not slow and not engine and not e2e"
 
 .PHONY: lock-check
 lock-check: setup
@@ -80,8 +80,8 @@ test: setup ## everything CI runs: the checks, whole processes, and the operator
 	@PYTHONPATH=e2e $(PYTHON) -m kube.build & building=$$!; \
 	  $(MAKE) --no-print-directory check || { kill $$building 2>/dev/null || true; wait; exit 1; }; \
 	  wait $$building || echo "make test: tests that need a cluster will be skipped" >&2
-	@$(BIN)/pytest -q --durations 15 -m "slow or engine or e2e" tests e2e --ignore e2e/kube
-	@$(BIN)/pytest -q --durations 10 -m "not pods" e2e/kube
+	@$(BIN)/pytest -q --hypothesis-profile ci --durations 15 -m "slow or engine or e2e" tests e2e --ignore e2e/kube
+	@$(BIN)/pytest -q --hypothesis-profile ci --durations 10 -m "not pods" e2e/kube
 
 bench: setup ## the project's figures beside the peers', JSON in out/bench.json
 	@PYTHONPATH=bench:e2e $(BIN)/python bench/run.py

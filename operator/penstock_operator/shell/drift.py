@@ -1,8 +1,10 @@
 """Whether an apply would change anything: pure, from the live object and the body that would be applied.
 
 Promise: `settled` says yes only where the server holds every field of the body at the body's value, owned by us, and nothing
-else owned by us; so a write it saves would have been without effect. Where the server keeps a value in another form (a
-quantity, a default inside an atomic field) it says no, and `digest` of what an apply returned tells the next look.
+else owned by us; so a write it saves would have been without effect. One case cannot be told, for the server records a map
+applied empty as it records an atomic field: where others filled such a map just as we now want it, we do not become owners too.
+Where the server keeps a value in another form (a quantity, a default inside an atomic field) it says no, and `digest` of what an
+apply returned tells the next look.
 """
 
 import hashlib
@@ -47,13 +49,15 @@ def _content(body: Object) -> dict[str, Any]:
 
 def _same(want: Any, have: Any, fields: Fields) -> bool:
     names = [name for name in fields if name != "."]
-    if isinstance(want, dict) and want and names:
-        if not isinstance(have, dict) or {f"f:{key}" for key in want} != set(names):
+    if not names:
+        return bool(want == have)
+    if isinstance(want, dict) and isinstance(have, dict):
+        if {f"f:{key}" for key in want} != set(names):
             return False
         return all(_same(value, have.get(key), fields[f"f:{key}"]) for key, value in want.items())
-    if isinstance(want, list) and want and names:
-        return isinstance(have, list) and len(want) == len(names) and all(_in(name, want, have, fields[name]) for name in names)
-    return bool(want == have)
+    if isinstance(want, list) and isinstance(have, list):
+        return len(want) == len(names) and all(_in(name, want, have, fields[name]) for name in names)
+    return False
 
 
 def _in(name: str, want: list[Any], have: list[Any], fields: Fields) -> bool:
