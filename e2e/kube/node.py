@@ -68,6 +68,9 @@ def _fit() -> None:
     ):
         if not there:
             raise Missing(f"a node needs {need}")
+    tried = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, text=True)
+    if tried.returncode != 0:
+        raise Missing(f"a node needs namespaces of its own: {tried.stderr.strip()}")
 
 
 def _namespaces(processes: Processes, tools: Path) -> list[str]:
