@@ -16,6 +16,8 @@ LOCK_FLAGS := --quiet --generate-hashes --no-header --no-annotate --no-emit-inde
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONSAFEPATH := 1
 export UV_LINK_MODE ?= hardlink
+# The same examples every time; `pytest` alone draws new ones.
+TESTS := -q --hypothesis-profile ci
 
 .PHONY: help setup demo up test check bench e2e chaos gpu gen lock format
 
@@ -48,7 +50,7 @@ check: setup ## format, lint, types, import contracts, drift, fast tests
 	@$(BIN)/mypy operator/penstock_operator operator/penstock_cli router/penstock_policy router/penstock_router router/penstock_client workers/penstock_workers
 	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 	@$(MAKE) --no-print-directory lock-check
-	@$(BIN)/pytest -q --hypothesis-profile ci -m "not slow and not engine and not e2e"
+	@$(BIN)/pytest $(TESTS) -m "not slow and not engine and not e2e"
 
 .PHONY: lock-check
 lock-check: setup
@@ -75,13 +77,13 @@ lock: | $(UV) ## resolve both locks anew
 kube: ## build the test cluster's programs into the cache (once, 12 to 25 minutes)
 	@PYTHONPATH=e2e $(PYTHON) -m kube.build || echo "make kube: tests that need a cluster will be skipped" >&2
 
-# The cluster's programs are built beside the checks, which leave a core idle, and before the tests that depend on time.
+# The cluster's programs are built beside tests that use a quarter of the machine, at the lowest priority.
 test: setup ## everything CI runs: the checks, whole processes, and the operator on a real API server
-	@PYTHONPATH=e2e $(PYTHON) -m kube.build & building=$$!; \
-	  $(MAKE) --no-print-directory check || { kill $$building 2>/dev/null || true; wait; exit 1; }; \
+	@PYTHONPATH=e2e $(PYTHON) -m kube.build --tested & building=$$!; \
+	  { $(MAKE) --no-print-directory check && $(BIN)/pytest $(TESTS) --durations 15 -m "slow or engine or e2e" tests e2e --ignore e2e/kube; } \
+	    || { kill $$building 2>/dev/null || true; wait; exit 1; }; \
 	  wait $$building || echo "make test: tests that need a cluster will be skipped" >&2
-	@$(BIN)/pytest -q --hypothesis-profile ci --durations 15 -m "slow or engine or e2e" tests e2e --ignore e2e/kube
-	@$(BIN)/pytest -q --hypothesis-profile ci --durations 10 -m "not pods" e2e/kube
+	@$(BIN)/pytest $(TESTS) --durations 10 -m "not pods" e2e/kube
 
 bench: setup ## the project's figures beside the peers', JSON in out/bench.json
 	@PYTHONPATH=bench:e2e $(BIN)/python bench/run.py

@@ -1,4 +1,4 @@
-"""Builds the test cluster's programs from Go modules, once, into the cache: `python -m kube.build [NAME...]`.
+"""Builds the test cluster's programs from Go modules, once, into the cache: `python -m kube.build [--tested | NAME...]`.
 
 Promise: one build at a time on the machine, at the lowest priority, with progress; a program is in the cache whole or
 not at all; a user's own programs (KUBEBUILDER_ASSETS) come first and are never built.
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from kube.pins import DISTRIBUTION, PROGRAMS, STAGING, Program, cache
+from kube.pins import DISTRIBUTION, PROGRAMS, STAGING, TESTED, Program, cache
 
 Say = Callable[[str], None]
 
@@ -135,6 +135,7 @@ def _apt(words: list[str], folder: Path) -> None:
 
 
 def main(names: Sequence[str]) -> int:
+    names = TESTED if tuple(names) == ("--tested",) else names
     unknown = [name for name in names if name not in PROGRAMS]
     if unknown:
         print(f"kube: {', '.join(unknown)}: none of {', '.join(PROGRAMS)}", file=sys.stderr)

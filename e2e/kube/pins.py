@@ -75,6 +75,7 @@ CONTROL_PLANE = ("etcd", "kube-apiserver", "kubectl", "kube-controller-manager")
 RAY = ("kuberay-operator",)
 FAKE_NODES = ("kube-scheduler", "kwok")
 NODE = ("kube-scheduler", "kubelet", "kube-proxy", "coredns")
+TESTED = (*CONTROL_PLANE, "helm", *RAY, *NODE)  # what the tests run; KWOK is for whoever wants many nodes
 # Of the distribution: C programs, and Go programs that need a C library; unpacked into the cache, not installed.
 DISTRIBUTION = (
     "containerd",
