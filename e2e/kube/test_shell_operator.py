@@ -209,7 +209,7 @@ def test_a_leader_that_stood_still_writes_nothing_when_it_goes_on(world):
     first.kill(signal.SIGCONT)
     first.wait()
     assert through.changes == []
-    assert "another replica writes now" in first.said()
+    assert "the Lease is lost" in first.said()
 
 
 def test_a_leader_that_leaves_in_order_is_followed_at_once(world):

@@ -19,6 +19,8 @@ class Sight:
     snapshot: Snapshot = field(default_factory=Snapshot)
     # Kinds and namespaces that have been read in full.
     _whole: set[tuple[str, str | None]] = field(default_factory=set)
+    # News that a look has found and not yet told: what fails in its middle must not lose it, for it is no news to the next.
+    _untold: set[Key] = field(default_factory=set)
 
     def offer(self, kind: Kind, obj: Object) -> bool:
         """Whether it was news."""
@@ -28,17 +30,18 @@ class Sight:
     async def everything(self, kinds: Collection[Kind], namespaces: Collection[str]) -> tuple[set[Key], dict[Id, str]]:
         """The services with something new, and the version of every object there is."""
         served = {kind.kind for kind in kinds}
-        touched = self.snapshot.only(served)
+        self._untold |= self.snapshot.only(served)
         self._whole = {one for one in self._whole if one[0] in served}
         versions: dict[Id, str] = {}
         for kind in kinds:
             for namespace in namespaces or (None,):
-                found = await self._look(kind, namespace, touched)
+                found = await self._look(kind, namespace)
                 versions |= {name: version for name, (version, _) in found.items()}
         self.snapshot.looked()
+        touched, self._untold = self._untold, set()
         return touched, versions
 
-    async def _look(self, kind: Kind, namespace: str | None, touched: set[Key]) -> dict[Id, tuple[str, Key]]:
+    async def _look(self, kind: Kind, namespace: str | None) -> dict[Id, tuple[str, Key]]:
         bare = (kind.kind, namespace) in self._whole
         found: dict[Id, tuple[str, Key]] = {}
         version = "0"
@@ -53,8 +56,8 @@ class Sight:
                 name = id_of(kind, meta)
                 found[name] = (meta["resourceVersion"], key)
                 if not bare:
-                    touched |= self.snapshot.offer(name, meta["resourceVersion"], key, pack(item))
-        touched |= self.snapshot.compare(kind.kind, namespace, found, version)
+                    self._untold |= self.snapshot.offer(name, meta["resourceVersion"], key, pack(item))
+        self._untold |= self.snapshot.compare(kind.kind, namespace, found, version)
         self._whole.add((kind.kind, namespace))
         return found
 
