@@ -39,6 +39,7 @@ class Trial:
     fault: Fault | None
     restart: bool = False
     kill_at: str = ""
+    waits: bool = False  # the fault's count begins with the restart
 
 
 def trials(undisturbed: Outcome) -> Iterator[Trial]:
@@ -56,6 +57,10 @@ def trials(undisturbed: Outcome) -> Iterator[Trial]:
     for ago, first, times in itertools.product((1, 3, None), (1, 20, 45), (3, 20)):
         told = f"{times} looks from {first} after a restart are {'the first ones' if ago is None else f'{ago} states old'}"
         yield Trial("stale", told, Fault("stale", first, times, on="looks", ago=ago), restart=True)
+    yield from _refusals(undisturbed)
+
+
+def _refusals(undisturbed: Outcome) -> Iterator[Trial]:
     calls = Counter(call.verb for call in undisturbed.calls if call.resource not in ("leases", ""))
     for verb in _VERBS:
         places = sorted({1, 1 + calls[verb] // 2, max(1, calls[verb] - 1)})
@@ -71,6 +76,9 @@ def trials(undisturbed: Outcome) -> Iterator[Trial]:
         yield Trial("refuse", f"{status} for watch {first}", Fault("answer", first, 2, on="watch", status=status))
     for first, status in itertools.product((1, 3, 5), (410, 500)):
         yield Trial("refuse", f"watch {first} ends with {status}", Fault("end stream", first, 2, on="watch", status=status))
+    for place, status in itertools.product((1, 2, 3, 5, 8, 12), (429, 500)):
+        told = f"{status} for list {place} after a restart"
+        yield Trial("refuse", told, Fault("answer", place, 1, on="list", status=status), restart=True, waits=True)
     for status in (409, 500):
         yield Trial("refuse", f"the Lease is refused twice with {status}", Fault("answer", 4, 2, on="lease", status=status))
 
@@ -108,7 +116,7 @@ def run(cluster: Cluster, operators: Nursery, chosen: int | None, seed: int, at_
     def one(number: int, trial: Trial) -> None:
         with proxy(cluster.server, cluster.ca_pem, cluster.token) as mine, Asker(cluster) as asker:
             life = Life(asker, operators, mine, f"trial-{number:04d}", right.states)
-            outcome = life.live(trial.fault, trial.restart, trial.kill_at)
+            outcome = life.live(trial.fault, trial.restart, trial.kill_at, trial.waits)
         with lock:
             _note(report, trial, outcome)
             if outcome.wrong or outcome.late:

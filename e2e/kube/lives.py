@@ -66,17 +66,20 @@ class Life:
     right: dict[str, State] | None = None  # of the undisturbed life; None: this is it
     started: list[Operator] = field(default_factory=list)
 
-    def live(self, fault: Fault | None, restart: bool = False, kill_at: str = "") -> Outcome:
-        """`restart`: the operator is killed between create and scale; `kill_at`: just after that stage's change was asked for."""
+    def live(self, fault: Fault | None, restart: bool = False, kill_at: str = "", waits: bool = False) -> Outcome:
+        """`restart`: the operator is killed between create and scale, and with `waits` the fault counts from there; `kill_at`: it
+        is killed just after that stage's change was asked for."""
         begun, outcome = time.monotonic(), Outcome()
         self.proxy.forget()
-        self.proxy.set(fault, self.kill)
+        self.proxy.set(None if waits else fault, self.kill)
         self.asker.send("POST", "/api/v1/namespaces", {"metadata": {"name": self.namespace}})
         self.start()
         try:
             for stage in STAGES:
                 if restart and stage == "scale":
                     self.kill()
+                    if waits:
+                        self.proxy.set(fault, self.kill)
                 self._ask_for(stage)
                 if kill_at == stage:
                     self.kill()

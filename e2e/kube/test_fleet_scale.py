@@ -16,7 +16,7 @@ SERVICES = 500 if os.environ.get("PENSTOCK_FULL") else 12
 def test_a_fleet_costs_nothing_while_nothing_changes(staged, tmp_path, say):
     with nursery(tmp_path) as operators:
         found = run(staged, operators, SERVICES, say)
-    say(f"{found}; at 2000: {found.at(2000)}")
+    say(f"{found}; at 2000: {found.at(2000) if SERVICES >= 100 else 'too few to tell'}")
     assert found.sync.writes == 0, "a restart writes nothing"
     assert found.steady_writes == 0
     assert found.within_100_ms >= 0.99
