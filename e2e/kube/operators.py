@@ -47,7 +47,8 @@ class Operator:
             time.sleep(0.02)
 
     def said(self) -> str:
-        return self.log.read_text()
+        # One that was killed as it began has not opened it.
+        return self.log.read_text() if self.log.exists() else ""
 
     def page(self, path: str) -> tuple[int, str]:
         """(status, body); (0, "") while it does not listen."""

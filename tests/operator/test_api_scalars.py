@@ -1,10 +1,12 @@
 """Durations and quantities."""
 
+from decimal import Decimal
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock_operator.api.scalars import duration_s, duration_text, quantity
+from penstock_operator.api.scalars import canonical, duration_s, duration_text, quantity
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,23 @@ def test_a_quantity_is_read_with_its_unit(text: object, number: float) -> None:
 def test_a_quantity_with_an_unknown_unit_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="is not a quantity"):
         quantity(text)
+
+
+@pytest.mark.parametrize(
+    ("written", "held"),
+    [
+        ("0.5", "500m"), ("500m", "500m"), ("1000m", "1"), ("1500m", "1500m"), ("2", "2"), ("1000", "1k"), ("1500", "1500"),
+        ("0", "0"), ("0.1", "100m"), ("1024Mi", "1Gi"), ("0.5Gi", "512Mi"), ("1.5Gi", "1536Mi"), ("1Ti", "1Ti"),
+        ("0.5Ki", "512"), ("2000M", "2G"),
+    ],
+)  # fmt: skip
+def test_a_quantity_is_written_as_the_api_server_holds_it(written: str, held: str) -> None:
+    assert canonical(written) == held
+
+
+@settings(deadline=None)
+@given(st.decimals(0, 10**4, places=3), st.sampled_from(["", "k", "M", "G", "Ki", "Mi", "Gi"]))
+def test_what_the_api_server_holds_is_as_much_and_stays_as_it_is(number: Decimal, unit: str) -> None:
+    held, asked = canonical(f"{number}{unit}"), quantity(f"{number}{unit}")
+    assert canonical(held) == held
+    assert quantity(held) == pytest.approx(asked, rel=1e-9, abs=1.0 if unit.endswith("i") else 1e-9)

@@ -4,7 +4,9 @@ Promise: a value is read exactly or refused with what would be accepted; YAML 1.
 and `off` as booleans is undone where a field offers those words.
 """
 
+import math
 import re
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
@@ -43,6 +45,28 @@ def quantity(value: Any) -> float:
     if not match or len(text) > _SCALAR_MAX:
         raise ValueError(f"{value!r} is not a quantity such as 8Gi, 500m or 2")
     return float(match[1]) * _QUANTITY[match[2] or ""]
+
+
+def canonical(text: str) -> str:
+    """A quantity as the API server gives it back from a typed field: '0.5' as '500m', '1024Mi' as '1Gi', '1000' as '1k'.
+
+    Source: Quantity.CanonicalizeBytes in k8s.io/apimachinery/pkg/api/resource.
+    """
+    match = re.fullmatch(_QUANTITY_PATTERN, text)
+    assert match, text
+    number, unit = Decimal(match[1]), match[2] or ""
+    amount = number * Decimal(str(_QUANTITY[unit]))
+    if unit.endswith("i") and amount >= 1024:
+        return _scaled(math.ceil(amount), 1024, ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"))
+    return _scaled(math.ceil(amount * 10**9), 1000, ("n", "u", "m", "", "k", "M", "G", "T", "P", "E"))
+
+
+def _scaled(whole: int, step: int, units: tuple[str, ...]) -> str:
+    """The largest unit of which it is a whole number."""
+    place = 0
+    while whole and whole % step == 0 and place + 1 < len(units):
+        whole, place = whole // step, place + 1
+    return f"{whole}{units[place]}" if whole else "0"
 
 
 def _quantity_text(value: Any) -> str:

@@ -12,6 +12,7 @@ from penstock_operator.api import LLMService, Spec
 from penstock_operator.api.engine_args import python_name
 from penstock_operator.api.llmservice import Pool
 from penstock_operator.api.rules import GPU_RESOURCE
+from penstock_operator.api.scalars import canonical
 from penstock_operator.plan import models, pods
 from penstock_operator.plan.names import (
     POOL_LABEL,
@@ -158,7 +159,7 @@ def _claim(settings: OperatorSettings) -> dict[str, Any]:
     return {
         "accessModes": ["ReadWriteOnce"],
         **({"storageClassName": chosen} if chosen else {}),
-        "resources": {"requests": {"storage": settings.gcs_storage.size}},
+        "resources": {"requests": {"storage": canonical(settings.gcs_storage.size)}},
     }
 
 

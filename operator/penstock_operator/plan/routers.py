@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock_operator.api import Spec
+from penstock_operator.api.scalars import canonical
 from penstock_operator.plan import pods
 from penstock_operator.plan.engines import drain_s, grace_s
 from penstock_operator.plan.names import COMPONENT_LABEL, GRPC_PORT, HTTP_PORT, REPORTS_PORT, SERVICE_LABEL, Identity
@@ -83,7 +84,11 @@ def _pod(spec: Spec, identity: Identity, settings: OperatorSettings) -> dict[str
         settings,
         command=["penstock", "router", "--config", f"{_CONFIG_DIR}/{CONFIG_FILE}"],
         env=[*pods.environment(PYTHONSAFEPATH="1", HOME=pods.TMP), pods.from_field("PENSTOCK_ROUTER_ID", "metadata.name")],
-        resources=spec.router.resources or settings.model_dump(mode="json")["router_resources"],
+        # As the server will hold it: otherwise an operator that starts would write it once more.
+        resources={
+            sort: {name: canonical(amount) for name, amount in given.items()}
+            for sort, given in (spec.router.resources or settings.router_resources).items()
+        },
         ports=[
             {"name": name, "containerPort": port}
             for name, port in (("grpc", GRPC_PORT), ("http", HTTP_PORT), ("reports", REPORTS_PORT))
