@@ -36,6 +36,7 @@ def specs() -> st.SearchStrategy[Spec]:
     """Specs that the operator carries out."""
     quantity = st.sampled_from(["1", "1000m", "0.5", "2"])
     # Never `{}`: where an apply empties a map that it filled before, the API server itself makes it null, and refuses that.
+    # Nor an empty list: where the next apply leaves it out, the API server keeps it.
     resources = st.fixed_dictionaries({"requests": st.fixed_dictionaries({"cpu": quantity})})
     toleration = st.sampled_from([{"key": "gpu", "operator": "Exists"}, {"key": "a", "value": "b", "effect": "NoSchedule"}])
     pool = st.fixed_dictionaries(
@@ -43,7 +44,7 @@ def specs() -> st.SearchStrategy[Spec]:
         optional={
             "resources": resources,
             "nodeSelector": st.dictionaries(st.sampled_from(["zone", "disk"]), st.sampled_from(["a", "b"]), min_size=1),
-            "tolerations": st.lists(toleration, max_size=2, unique_by=str),
+            "tolerations": st.lists(toleration, min_size=1, max_size=2, unique_by=str),
         },
     )
     topology = st.one_of(
@@ -60,7 +61,7 @@ def specs() -> st.SearchStrategy[Spec]:
         },
     )
     surge = st.sampled_from([(1, 0), (0, 1), (2, 1)]).map(lambda pair: {"maxSurge": pair[0], "maxUnavailable": pair[1]})
-    classes = st.lists(st.sampled_from(["chat", "batch"]), max_size=2, unique=True).map(
+    classes = st.lists(st.sampled_from(["chat", "batch"]), min_size=1, max_size=2, unique=True).map(
         lambda names: {"classes": [{"name": name, "ttft": "1s", "tpot": "0.1s"} for name in names]}
     )
     router = st.fixed_dictionaries({"replicas": st.integers(1, 3)}, optional={"resources": resources})
@@ -145,6 +146,15 @@ class Walker:
         found: State = _without_generations(state_of(self.asker, self.namespace))
         return found
 
+    def at_rest(self) -> State:
+        """The state once the stand-in has no more to tell: the same twice, a second apart."""
+        before: State = {}
+        while (now := self.state()) != before:
+            before = now
+            time.sleep(1.0)
+            self.settle()
+        return now
+
     def versions(self) -> dict[str, str]:
         """Of every child that is the operator's: a write of any kind changes one."""
         ours = {child.kind for child in CHILDREN if child.pruned} - {"PodDisruptionBudget"}
@@ -171,14 +181,14 @@ class Walker:
         path = f"/{root}/{body['apiVersion']}/namespaces/{self.namespace}/{plural}/{body['metadata']['name']}"
         asked = f"{path}?fieldManager={FIELD_MANAGER}&force=true&dryRun=All"
         after = self.asker.send("PATCH", asked, body, APPLY)
-        return [f"{body['kind']} {body['metadata']['name']}{told}" for told in _differences(_content(live), _content(after), "")]
+        return [f"{body['kind']} {body['metadata']['name']}{told}" for told in differences(_content(live), _content(after), "")]
 
 
-def _differences(old: Any, new: Any, at: str) -> list[str]:
+def differences(old: Any, new: Any, at: str) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        return [told for key in sorted({*old, *new}) for told in _differences(old.get(key), new.get(key), f"{at}.{key}")]
+        return [told for key in sorted({*old, *new}) for told in differences(old.get(key), new.get(key), f"{at}.{key}")]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [told for n, pair in enumerate(zip(old, new, strict=True)) for told in _differences(*pair, f"{at}[{n}]")]
+        return [told for n, pair in enumerate(zip(old, new, strict=True)) for told in differences(*pair, f"{at}[{n}]")]
     return [] if old == new else [f"{at}: {json.dumps(old)[:200]} would become {json.dumps(new)[:200]}"]
 
 
